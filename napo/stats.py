@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a run: sum over examples of a product of metrics, over the sum of another (without one: the mean)."""
+    """One number of a run: sum over examples of a product of metrics, over the sum of another (without: the mean)."""
 
     label: str
     benchmarks: tuple[str, ...]
@@ -205,6 +205,23 @@ def auroc(score, label, rng, *, strata=None, level=0.95, resamples=1000):
     if lo == hi:
         lo, hi = _newcombe(value, *sizes, level)
     return Estimate(value, float(lo), float(hi), "rows", n_rows=sum(sizes))
+
+
+def auroc_over_bases(noise, column, *, level=0.95):
+    """AUROC of a *small* margin as a detector of noise, per base, then the t interval over bases.
+
+    noise  frame base, is_noise, <column> of one kind;  a base whose rows all carry one label has no AUROC: left out
+    Returns Estimate; with one base its interval is over rows (Newcombe's) and speaks for that base only.
+    """
+    values, sizes = [], (0, 0)
+    for _, rows in noise.dropna(subset=["is_noise", column]).groupby("base"):
+        is_noise, score = rows["is_noise"].to_numpy(bool), -rows[column].to_numpy(float)
+        if is_noise.any() and not is_noise.all():
+            values.append(float(_stratified_auroc(score[is_noise], score[~is_noise])))
+            sizes = int(is_noise.sum()), int((~is_noise).sum())
+    if len(values) == 1:
+        return Estimate(values[0], *_newcombe(values[0], *sizes, level), "rows", 1, 1, sum(sizes))
+    return Estimate(*t_interval(values, level), "bases", n_bases=len(values), n_seeds=min(len(values), 1))
 
 
 def _stratified_auroc(*samples):
