@@ -1,0 +1,89 @@
+"""How noisy are the negatives: from reward margins to q (eq. 10) and to the loss weights gamma (eq. 13), and known
+noise put in.
+
+Two quantities never share a name here: the *raw margin* of the base alone (before training the only one that is not
+0) and the *reward margin* psi = beta * margin of policy against reference, which q and gamma follow during training.
+"""
+
+import numpy as np
+import torch
+
+# The range q is cut to: paper, section 4; authors' code, where q also has twice the slope and starts from q = 1 at
+# margin 0.
+Q_RANGE = {"paper": (0.01, 1.0), "authors": (0.001, 1.0)}
+SCORE_FLOOR = 0.01  # the lower cut of eq. 13
+
+
+def noise_coefficient(psi, alpha, convention="paper"):
+    """The Box-Cox parameter q of a batch from its margins (eq. 10): small margins look noisy and raise q.
+
+        paper:    q = 1 - sigmoid(alpha * mean(psi)),       cut to [0.01, 1];  0.5 at margin 0
+        authors:  q = 2 (1 - sigmoid(alpha * mean(m))),     cut to [0.001, 1]; 1 at margin 0
+
+    psi    (B,)  "paper": reward margin beta * margin; "authors": the bare margin m (the caller passes it). Sum or
+           mean over tokens.
+    alpha  scale; 0.5 with mean margins, 0.01 with sum margins (paper, section 4)
+    Returns (), float32, without gradient.  Raises ValueError for an unknown convention or an empty batch.
+    Example: psi = [0, 0] gives 0.5 ("paper") and 1.0 ("authors").
+    """
+    if convention not in Q_RANGE:
+        raise ValueError(f"unknown convention {convention!r}: use one of {', '.join(map(repr, Q_RANGE))}")
+    if psi.numel() == 0:
+        raise ValueError("q of an empty batch is not defined: psi has no elements")
+    scale = 2.0 if convention == "authors" else 1.0
+    q = scale * torch.sigmoid(-alpha * psi.detach().double().mean())
+    return q.clamp(*Q_RANGE[convention]).float()
+
+
+def loss_weights(psi_by_kind, literal=False):
+    """The weight gamma of each kind's loss term from the batch's mean reward margins (eq. 13).
+
+        s_i = max(mean(psi_i), 0.01),   gamma_i = s_i / sum(s)         (the kit's rule: equal weights at the start)
+        gamma_i = mean(psi_i) / sum(mean(psi)), cut to [0.01, 1]       (literal=True; 0/0 at the start counts as equal)
+
+    psi_by_kind  dict kind -> (B,) sum reward margins beta * margin, no gradient flows through them
+    Returns dict kind -> (), float32; the kit's rule sums to 1.  Raises ValueError without kinds.
+    Example: means {0, 0, 0} give 1/3 each; means {0.3, 0.1} give 0.75 and 0.25.
+    """
+    if not psi_by_kind:
+        raise ValueError("loss weights need at least one kind")
+    score = torch.stack([psi.detach().double().mean() for psi in psi_by_kind.values()])
+    if not literal:
+        score = score.clamp(min=SCORE_FLOOR)
+    total = score.sum()
+    gamma = score / total if total != 0 else torch.full_like(score, 1 / len(score))
+    if literal:
+        gamma = gamma.clamp(0.01, 1.0)
+    return dict(zip(psi_by_kind, gamma.float(), strict=True))
+
+
+def implied_noise_rate(q, convention="paper"):
+    """The noise rate that a value of q stands for, if q is read as the probability that the preference is wrong.
+
+    With "paper" q = 1 - P(preference right), so q itself; with "authors" q is twice that.
+    """
+    return q / 2 if convention == "authors" else q
+
+
+def raw_margins(chosen_logps, rejected_logps, chosen_tokens, rejected_tokens):
+    """Raw margins of the base alone, before any training (axis of the paper's Figure 4).
+
+    logps   (B,)  nats, summed;  tokens (B,) number of response tokens
+    Returns (raw_margin, raw_mean_margin), (B,) each: nats, nats per token.
+    """
+    raw_margin = chosen_logps - rejected_logps
+    raw_mean_margin = chosen_logps / chosen_tokens - rejected_logps / rejected_tokens
+    return raw_margin, raw_mean_margin
+
+
+def draw_flips(n_rows, flip_rate, rng):
+    """Which rows get their labels swapped: exactly round(flip_rate * n_rows) of them, drawn without replacement.
+
+    Returns (n_rows,) bool.  Raises ValueError if flip_rate leaves [0, 0.5): from one half on the labels name the
+    opposite.
+    """
+    if not 0 <= flip_rate < 0.5:
+        raise ValueError(f"flip_rate must lie in [0, 0.5), got {flip_rate:g}")
+    flipped = np.zeros(n_rows, dtype=bool)
+    flipped[rng.permutation(n_rows)[: round(flip_rate * n_rows)]] = True
+    return flipped
