@@ -1,0 +1,263 @@
+"""The only place where numbers are chosen: `PROFILES`, one dial from a laptop to a GPU, and `METHODS`, what is
+compared.
+
+Sources are named beside each number: "paper" and "authors" (their code), "dev" = chosen on
+development bases and seeds of the desk world, "ours" = a choice of this kit because 4-bit LoRA on one device differs
+from their set-up.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from napo.artifacts import BadInput
+
+KINDS = ("chosen", "rejected", "language_biased", "vision_biased")
+REJECTED_KINDS = KINDS[1:]
+
+# alpha of eq. 10 by the margin it multiplies (paper, section 4; its Table 4 gives none for exchanged margins).
+ALPHA = {"mean": 0.5, "sum": 0.01}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term of an objective: chosen against one kind of rejected answer."""
+
+    kind: str
+    loss: str = "dpo"  # "dpo" | "napo"
+    margin: str = "sum"  # which margin q follows: "sum" | "mean"
+    q: float | None = None  # fixed q; None = adaptive (eq. 10)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained on: loss terms, how they are weighted, and which rows are used."""
+
+    label: str
+    terms: tuple[Term, ...] = ()
+    gamma: str | tuple[float, ...] = "equal"  # "equal" | "dynamic" | "literal" | one fixed weight per term
+    convention: str = "paper"  # of q: "paper" | "authors"
+    sft_weight: float = 0.0  # weight of -log p(chosen) per token
+    drop_noise: bool = False  # oracle: a pair whose negative is known noise gets weight 0
+
+    @property
+    def trained(self):
+        return bool(self.terms) or self.sft_weight > 0
+
+    @property
+    def kinds(self):
+        """The kinds of response whose log-probs the objective needs."""
+        return ("chosen", *(term.kind for term in self.terms))
+
+
+def _dpo(*kinds):
+    return tuple(Term(kind) for kind in kinds)
+
+
+NAPO_TERMS = (
+    Term("rejected", "dpo"),
+    Term("language_biased", "napo", margin="mean"),  # psi_mu, alpha 0.5 (paper, section 4)
+    Term("vision_biased", "napo", margin="sum"),  # psi_sigma, alpha 0.01 (paper, section 4)
+)
+
+METHODS = {
+    "base": Method("base model"),
+    "sft": Method("SFT on chosen", sft_weight=1.0),
+    "dpo_original": Method("DPO, original pairs", _dpo("rejected")),
+    "dpo_all": Method("DPO, all pairs", _dpo(*REJECTED_KINDS)),  # paper's A3
+    "oracle": Method("DPO, all pairs, noise dropped", _dpo(*REJECTED_KINDS), drop_noise=True),
+    "napo_paper": Method("NaPO (paper)", NAPO_TERMS, gamma="dynamic"),  # paper's A1
+    "napo_authors": Method("NaPO (authors' code)", NAPO_TERMS, gamma=(0.04, 0.48, 0.48), convention="authors"),
+    "napo_equal": Method("NaPO, equal weights", NAPO_TERMS),  # paper's A2
+}
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How the biased answers are made."""
+
+    image: str = "none"  # what stands for the masked image: "none" | "white" | "black" | "grey" | "noise"
+    num_beams: int = 1
+    max_new_tokens: int = 48
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """4-bit weights of the language model; vision tower, projector and output head stay as they are."""
+
+    four_bit: bool = True
+    double_quant: bool = True
+    compute_dtype: str = "float32"
+    dtype: str = "float32"  # of everything that is not quantised
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter (peft's LoraConfig). Dropout stays 0: with it the first margin would not be 0."""
+
+    r: int = 8
+    alpha: int = 16
+    targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of one training, the same for every method."""
+
+    beta: float = 0.1
+    learning_rate: float = 1e-3
+    epochs: float = 4
+    batch_size: int = 32  # rows per forward pass; q and gamma are means over it (and over devices)
+    accumulation: int = 1
+    warmup_ratio: float = 0.1  # authors
+    schedule: str = "cosine"  # authors
+    weight_decay: float = 0.01  # authors
+    optimizer: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    max_length: int = 2048  # tokens of prompt + response (authors)
+    save_steps: int = 50
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What notebook 04 asks and how."""
+
+    benchmarks: tuple[str, ...] = ("heldout_pairs",)
+    items: int = 300  # per benchmark
+    max_new_tokens: int = 48
+    num_beams: int = 1
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One setting of the dial: the same notebooks at one size."""
+
+    name: str
+    model: str = "desk"  # "desk", a hub id or a local folder
+    data: str = "desk"  # "desk", a hub id, or a parquet file or folder
+    revision: str | None = None
+    rows: int = 480  # training rows
+    heldout_rows: int = 240  # rows that no training sees: noise measurement, held-out preferences
+    bases: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    methods: tuple[str, ...] = ("base", "sft", "dpo_original", "dpo_all", "napo_paper", "napo_authors")
+    flip_rates: tuple[float, ...] = (0.0,)
+    probe_epochs: float = 1  # of the DPO probe in notebook 02
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    quantisation: Quantisation = field(default_factory=Quantisation)
+    lora: Lora = field(default_factory=Lora)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    device: str = "cpu"
+    workers: int = 2  # cells trained side by side; 1 on a GPU
+
+    @property
+    def is_desk(self):
+        return self.data == "desk"
+
+    def cells(self):
+        """Every (method, base, seed, flip rate) of the comparison; an untrained method has one cell per base."""
+        out = []
+        for method in self.methods:
+            trained = METHODS[method].trained
+            for base in self.bases:
+                for seed in self.seeds if trained else self.seeds[:1]:
+                    for flip_rate in self.flip_rates if trained else (0.0,):
+                        out.append(Cell(method, base, seed, flip_rate))
+        return out
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a method on one base with one seed and one share of swapped labels."""
+
+    method: str
+    base: int = 0
+    seed: int = 0
+    flip_rate: float = 0.0
+
+    @property
+    def name(self):
+        """Also the cell's folder under runs/<profile>/cells/."""
+        return f"{self.method}-b{self.base}-s{self.seed}-f{self.flip_rate:g}"
+
+
+DESK_TRAINING = Training(beta=0.5, learning_rate=1e-3, epochs=4, batch_size=32)  # dev
+DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "captions", "vlind", "heldout_pairs")
+
+PROFILES = {
+    "smoke": Profile(
+        name="smoke",
+        rows=24,
+        heldout_rows=24,
+        methods=("base", "dpo_all", "napo_paper"),
+        training=replace(DESK_TRAINING, epochs=1, batch_size=8),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=12),
+    ),
+    "desk": Profile(
+        name="desk",
+        seeds=(0, 1, 2),
+        training=DESK_TRAINING,
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300),
+    ),
+    "study": Profile(
+        name="study",
+        seeds=(0, 1, 2, 3, 4),
+        methods=tuple(METHODS),
+        flip_rates=(0.0, 0.2, 0.4),
+        training=DESK_TRAINING,
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300),
+    ),
+    "paper": Profile(
+        name="paper",
+        model="llava-hf/llava-1.5-7b-hf",  # paper: LLaVA-v1.5-7B
+        data="openbmb/RLAIF-V-Dataset",  # paper: 83,132 pairs
+        rows=10_000,  # ours: one GPU; ROWS=83132 for all
+        heldout_rows=500,
+        perturbation=Perturbation(num_beams=3, max_new_tokens=1024, batch_size=8),  # authors: 3 beams, temperature 0
+        quantisation=Quantisation(
+            compute_dtype="bfloat16", dtype="bfloat16"
+        ),  # ours: NF4; authors: bf16, all weights trained
+        lora=Lora(r=64, alpha=128),  # ours
+        training=Training(
+            beta=0.1,  # paper
+            learning_rate=5e-5,  # ours: LoRA; the paper's full fine-tuning used 5e-7
+            epochs=1,  # ours; paper: 4
+            batch_size=1,  # authors: per device
+            accumulation=32,  # authors: 4 accumulation steps on 8 GPUs
+            gradient_checkpointing=True,
+        ),
+        evaluation=Evaluation(("heldout_pairs",), items=500, max_new_tokens=256, batch_size=8),
+        device="cuda",
+        workers=1,
+    ),
+}
+
+
+def get(name, *, model="", data="", rows=0, device=""):
+    """The profile of that name, with what the user overrides put in its place.
+
+    An empty string or 0 keeps the profile's own value. `rows` also bounds the held-out rows.
+    Raises BadInput for an unknown name or a negative number of rows.
+    """
+    if name not in PROFILES:
+        raise BadInput(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
+    if rows < 0:
+        raise BadInput(f"rows={rows} is negative: give a number of training rows, or 0 for the profile's own")
+    profile = PROFILES[name]
+    changes = {
+        key: value for key, value in {"model": model, "data": data, "rows": rows, "device": device}.items() if value
+    }
+    if rows:
+        changes["heldout_rows"] = min(profile.heldout_rows, rows)
+    if device and device != "cuda":
+        changes["quantisation"] = replace(profile.quantisation, compute_dtype="float32", dtype="float32")
+    return replace(profile, **changes)
+
+
+def method(name):
+    """The method of that name. Raises BadInput for an unknown one."""
+    if name not in METHODS:
+        raise BadInput(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
+    return METHODS[name]
