@@ -1,0 +1,187 @@
+"""Preference rows: hub, parquet or desk world in one schema, every bad row found before any work starts.
+
+In memory the rows are a `datasets.Dataset` that decodes an image when its row is read; code that needs a slice of
+them takes `[rows[i] for i in range(...)]`, so that a list of dicts does as well.
+"""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import pyarrow
+from PIL import Image, UnidentifiedImageError
+
+from napo.artifacts import BadInput, shown
+
+# Upstream names (RLAIF-V-Bias and the authors' script, which writes three variants of the masked image) -> ours.
+UPSTREAM_COLUMNS = {
+    "question_only": "language_biased",
+    "question_only_None": "language_biased",
+    "question_only_white": "language_biased",
+    "question_only_black": "language_biased",
+    "image_only": "vision_biased",
+}
+REQUIRED = ("image", "question", "chosen", "rejected")
+TEXTS = ("question", "chosen", "rejected")
+BIASED = ("language_biased", "vision_biased")
+MAX_PIXELS = 50_000_000  # of one image; beyond it a row is refused rather than decoded
+SHOWN_ROWS = 20
+
+FEATURES = {
+    "row_id": datasets.Value("string"),
+    "image": datasets.Image(),
+    "question": datasets.Value("string"),
+    **{kind: datasets.Value("string") for kind in ("chosen", "rejected", *BIASED)},
+    "is_noise_language_biased": datasets.Value("bool"),
+    "is_noise_vision_biased": datasets.Value("bool"),
+}
+
+
+def load_source(source, rows=0, revision=None, bad_rows="stop"):
+    """Preference pairs of RLAIF-V's schema, validated, as a Dataset with our column names and a `row_id` (file:row
+    number).
+
+    source    a parquet file, a folder of parquet files, or a hub id
+    rows      how many at most, from the start; 0 = all
+    bad_rows  "stop": raise BadInput that lists them; "drop": leave them out and say how many
+    """
+    dataset = _read(source, revision)
+    missing = [name for name in REQUIRED if name not in dataset.column_names]
+    if missing:
+        raise BadInput(f"{source}: no column {', '.join(missing)} (found {', '.join(dataset.column_names)})")
+    dataset = dataset.select(range(min(rows, len(dataset)))) if rows else dataset
+    dataset = our_columns(dataset).cast_column("image", datasets.Image(decode=False))
+    problems = find_bad_rows(dataset)
+    if problems and bad_rows != "drop":
+        raise BadInput(describe_bad_rows(source, problems))
+    if problems:
+        print(f"{source}: {len(problems)} of {len(dataset)} rows dropped: {_listed(problems)}")
+        dataset = dataset.select([i for i in range(len(dataset)) if i not in problems])
+    if not len(dataset):
+        raise BadInput(f"{source}: no usable row")
+    return dataset.cast_column("image", datasets.Image(mode="RGB"))
+
+
+def _read(source, revision):
+    """The rows as they lie in the file, folder or hub repository, each with the name of its file and its number."""
+    path = Path(source)
+    if path.suffix != ".parquet" and not path.exists():
+        return _numbered(_from_hub(source, revision), str(source))
+    files = local_files(source) if path.is_dir() else [path]
+    if not files:
+        raise BadInput(f"{shown(path)}: no parquet file in this folder")
+    return datasets.concatenate_datasets([_numbered(_from_file(file), file.name) for file in files])
+
+
+def local_files(source):
+    """The parquet files behind a source that lies on this machine; [] for the desk world and for hub ids."""
+    path = Path(source)
+    if path.is_dir():
+        return sorted(path.glob("*.parquet"))
+    return [path] if path.suffix == ".parquet" and path.exists() else []
+
+
+def _from_file(file):
+    if not file.exists():
+        raise BadInput(f"{shown(file)}: no such file")
+    try:
+        return datasets.Dataset.from_parquet(str(file), keep_in_memory=False)
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise BadInput(f"{shown(file)} is damaged or no parquet file ({reason}): get it again") from error
+
+
+def _from_hub(name, revision):
+    try:
+        return datasets.load_dataset(name, revision=revision, split="train")
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"cannot load the data set {name!r} ({reason}): give a parquet file by DATA=... or check the network"
+        ) from error
+
+
+def _numbered(dataset, file_name):
+    """Adds row_id = file:row number, unless the rows have ids of ours already."""
+    if "row_id" in dataset.column_names:
+        return dataset
+    return dataset.add_column("row_id", [f"{file_name}:{i}" for i in range(len(dataset))])
+
+
+def our_columns(dataset):
+    """Upstream column names to ours; of the three variants of a masked image the first present is taken."""
+    for upstream, ours in UPSTREAM_COLUMNS.items():
+        if upstream in dataset.column_names and ours not in dataset.column_names:
+            dataset = dataset.rename_column(upstream, ours)
+    return dataset
+
+
+def find_bad_rows(dataset):
+    """What is wrong with each bad row of an undecoded Dataset: dict row number -> (row_id, reason)."""
+    problems = {}
+    for i, row in enumerate(dataset):
+        reason = text_problem(row) or image_problem(row["image"])
+        if reason:
+            problems[i] = (row["row_id"], reason)
+    return problems
+
+
+def text_problem(row):
+    """Why the texts of a *source* row cannot be used, or None."""
+    for name in TEXTS:
+        if not isinstance(row[name], str) or not row[name].strip():
+            return f"{name} is empty"
+    if row["chosen"].strip() == row["rejected"].strip():
+        return "chosen equals rejected"
+    return None
+
+
+def image_problem(image):
+    """Why an undecoded image {bytes, path} cannot be used, or None. An enormous one is refused by its header alone."""
+    if not image or not (image.get("bytes") or image.get("path")):
+        return "no image"
+    try:
+        with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                return f"image of {width} x {height} pixels is over {MAX_PIXELS:,}"
+            opened.load()
+    except Image.DecompressionBombError:
+        return f"image is over {MAX_PIXELS:,} pixels"
+    except FileNotFoundError:
+        return f"image file {image['path']} is missing"
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return f"image is damaged ({str(error).splitlines()[0]})"
+    return None
+
+
+def describe_bad_rows(source, problems):
+    """One line that lists the bad rows and says what can be done."""
+    return f"{source}: {len(problems)} bad row(s): {_listed(problems)}: mend them, or leave them out with BAD_ROWS=drop"
+
+
+def _listed(problems: dict[int, tuple[str, str]]):
+    listed = "; ".join(f"row {i} ({row_id}) {reason}" for i, (row_id, reason) in list(problems.items())[:SHOWN_ROWS])
+    return listed + (f"; and {len(problems) - SHOWN_ROWS} more" if len(problems) > SHOWN_ROWS else "")
+
+
+def write(rows: Iterable[dict], path):
+    """Rows to a parquet file that `datasets` reads back with images; extra columns of text stay as they are."""
+    rows = list(rows)
+    extra = [name for name in rows[0] if name not in FEATURES]
+    features = {name: feature for name, feature in FEATURES.items() if name in rows[0]}
+    features |= {name: datasets.Value("string") for name in extra}
+    datasets.Dataset.from_list(
+        [{name: row[name] for name in features} for row in rows], datasets.Features(features)
+    ).to_parquet(str(path))
+
+
+def read(path):
+    """Rows of a pairs file that this kit wrote, as a Dataset that decodes images. Raises BadInput if it is damaged."""
+    return _from_file(Path(path)).cast_column("image", datasets.Image(mode="RGB"))
+
+
+def part(rows, split):
+    """The rows of one split ("train" or "heldout"), still undecoded."""
+    return rows.select([i for i, name in enumerate(rows["split"]) if name == split])
