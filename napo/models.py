@@ -1,0 +1,200 @@
+"""Loading a model in 4 bits, the LoRA adapter on it, and the checks that catch what would go wrong silently."""
+
+import gc
+import importlib.resources
+import warnings
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from napo.artifacts import BadInput, content_hash
+
+
+def source(profile, base):
+    """Where a profile's base model is loaded from: a folder of this package for the desk world, else a hub id or
+    local folder."""
+    if profile.model != "desk":
+        return profile.model
+    folder = Path(str(importlib.resources.files("napo.world") / "bases" / f"base-{base}"))
+    if not (folder / "model.safetensors").exists():
+        raise BadInput(
+            f"base {base}: no model in {folder.name} of napo/world/bases: make it with `make bases BASES={base}`"
+        )
+    return str(folder)
+
+
+def identity(name):
+    """What tells one model from another in an artefact's key: a folder's file names, sizes and small files' hashes,
+    or the hub id."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(name)
+    files = sorted(
+        file for file in folder.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja")
+    )
+    small = 64 * 2**20
+    return {
+        file.relative_to(folder).as_posix(): content_hash(file)
+        if file.stat().st_size < small
+        else file.stat().st_mtime_ns
+        for file in files
+    }
+
+
+def check_device(device):
+    """Raises BadInput where a CUDA device is asked for and cannot be had."""
+    if device == "cuda" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        raise BadInput(
+            f"this profile needs one CUDA GPU and torch ({build}) sees none: use PROFILE=desk, or DEVICE=cpu with a "
+            "small model"
+        )
+
+
+def load(name, quantisation, device="cpu", revision=None):
+    """A vision-language model, its language model in 4 bits if the settings say so, and its processor.
+
+    name          hub id or local folder; only safetensors, never remote code
+    quantisation  profiles.Quantisation
+    Returns (model in eval mode, processor). Raises BadInput if the model cannot be found or the device cannot be had.
+    """
+    check_device(device)
+    dtype = getattr(torch, quantisation.dtype)
+    settings = {"dtype": dtype, "use_safetensors": True, "device_map": {"": device}}
+    try:
+        if quantisation.four_bit:
+            settings["quantization_config"] = four_bit_config(name, quantisation, revision)
+        model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **settings)
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"cannot load the model {name!r}: {reason} (give a local folder by MODEL=... or check the network)"
+        ) from error
+    guard_repacking(model)
+    return model.eval(), processor
+
+
+def four_bit_config(name, quantisation, revision=None):
+    """bitsandbytes' settings: NF4 for the language model only.
+
+    The skip list is matched from the start of a module's full path, and giving one loses the default skip of the
+    head: a bare "vision_tower" would be ignored silently and the head quantised. So the list is read off the model
+    itself, without weights.
+    """
+    with init_empty_weights():
+        skeleton = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name, revision=revision))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quantisation.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quantisation.compute_dtype),
+        llm_int8_skip_modules=outside_language_model(skeleton),
+    )
+
+
+def outside_language_model(model):
+    """Full paths of everything that is not the language model's decoder: vision tower, projector, output head."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    paths = [f"model.{name}" for name, child in model.model.named_children() if child is not decoder]
+    return paths + [name for name, module in model.named_modules() if module is head]
+
+
+def guard_repacking(model):
+    """Keep 4-bit weights as they are: on CPUs with AVX512-BF16 one forward without gradient repacks them, and
+    training after it has wrong gradients without a word (93 % off, measured)."""
+    for module in four_bit_layers(model):
+        module.support_avx512bf16_for_cpu = False
+
+
+def four_bit_layers(model):
+    return [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+
+
+def parameter_table(model):
+    """What is quantised and what is trained, by part of the model: a list of dicts to print at the head of a training.
+
+    Each has `part`, `parameters`, `in_4_bit`, `trainable` (counts) and `megabytes` as stored.
+    """
+    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    parts = dict(causal_lm.model.named_children()) | {"lm_head": causal_lm.get_output_embeddings()}
+    return [_part_row(name, part) for name, part in parts.items()]
+
+
+def _part_row(name, part):
+    row = {"part": name, "parameters": 0, "in_4_bit": 0, "trainable": 0, "megabytes": 0.0}
+    for parameter in part.parameters():
+        packed = isinstance(parameter, bnb.nn.Params4bit)
+        count = parameter.quant_state.shape.numel() if packed and parameter.quant_state else parameter.numel()
+        row["parameters"] += count
+        row["in_4_bit"] += count if packed else 0
+        row["trainable"] += count if parameter.requires_grad else 0
+        row["megabytes"] += parameter.numel() * parameter.element_size() / 2**20
+    return row
+
+
+def check_quantised(model):
+    """Raises BadInput unless layers of the language model, and of nothing else, are in 4 bits."""
+    decoder = next(name for name, child in model.model.named_children() if child is model.get_decoder())
+    rows = parameter_table(model)
+    wrong = [row["part"] for row in rows if row["in_4_bit"] and row["part"] != decoder]
+    if wrong:
+        raise BadInput(
+            f"{', '.join(wrong)} quantised to 4 bits: only {decoder} should be (see models.outside_language_model)"
+        )
+    if not any(row["in_4_bit"] for row in rows):
+        raise BadInput(f"no layer of {decoder} is in 4 bits although the profile asks for it")
+
+
+def attach_lora(model, lora, seed):
+    """The model with a fresh, trainable LoRA adapter; it starts as the identity, so policy = reference at step 0.
+
+    lora  profiles.Lora;  seed  of the adapter's random half
+    Returns peft's PeftModel. Raises BadInput if no layer matches.
+    """
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing.*"
+        )  # peft calls what transformers renames
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise BadInput(f"LoRA found no layer to adapt with targets {lora.targets!r}: {error}") from error
+
+
+def load_adapter(model, folder):
+    """A model with a trained adapter as stock peft loads it. Raises BadInput if the folder holds none."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise BadInput(f"no adapter in {folder}: run notebook 03 first")
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+@torch.no_grad()
+def adapter_effect(model, batch):
+    """Largest absolute change of a logit by switching the adapter on: 0 means that it loaded and does nothing."""
+    model.eval()
+    inputs = {name: tensor for name, tensor in batch.items() if name != "response_mask"}
+    on = model(**inputs).logits
+    with model.disable_adapter():
+        off = model(**inputs).logits
+    return (on - off).abs().max().item()
+
+
+def free():
+    """Give the memory of deleted models back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

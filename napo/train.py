@@ -1,0 +1,279 @@
+"""One training: `transformers.Trainer` with the objective of a method, on LoRA over the 4-bit base, resumable.
+
+The Trainer brings optimiser, schedule, checkpoints, logging and, through accelerate, several devices. Ours are the
+objective, the reference log-probs that come with each row, and what is logged.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from napo import artifacts, data, logps, models, noise, packing
+from napo.artifacts import BadInput
+from napo.objective import objective
+from napo.profiles import METHODS
+
+MODULES = ("train",)
+START_TOLERANCE = {
+    "float32": 0.01,
+    "bfloat16": 2.0,
+}  # nats a sequence: what rounding may leave of a margin that should be 0
+
+
+class EncodedRows(Dataset):
+    """Rows as tensors, each with its reference log-probs; encoded when first asked for and kept if they are few."""
+
+    def __init__(self, rows, processor, kinds, reference, max_length, flipped=None, keep=5000):
+        self.rows, self.processor, self.kinds, self.max_length = rows, processor, kinds, max_length
+        self.reference = {record["row_id"]: record for record in reference.to_dict("records")}
+        self.flipped = np.zeros(len(rows), bool) if flipped is None else flipped
+        self.kept = {} if len(rows) <= keep else None
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        row = self.rows[index]
+        encoded = packing.encode(row, self.processor, self.kinds, self.max_length)
+        known = self.reference[row["row_id"]]
+        encoded["reference"] = torch.tensor([known[f"logps_{kind}"] for kind in self.kinds], dtype=torch.float32)
+        encoded["tokens"] = torch.tensor([len(encoded["responses"][kind]) for kind in self.kinds], dtype=torch.float32)
+        encoded["noise"] = torch.tensor([bool(row.get(f"is_noise_{kind}")) for kind in self.kinds])
+        encoded["flipped"] = bool(self.flipped[index])
+        if self.kept is not None:
+            self.kept[index] = encoded
+        return encoded
+
+
+def collator(kinds, pad_token_id):
+    """Encoded rows -> what `PreferenceTrainer.compute_loss` reads."""
+
+    def collate(encoded):
+        return {
+            "batch": packing.collate_plain(encoded, kinds, pad_token_id),
+            "reference": torch.stack([row["reference"] for row in encoded]),  # (B, K)
+            "tokens": torch.stack([row["tokens"] for row in encoded]),  # (B, K)
+            "noise": torch.stack([row["noise"] for row in encoded]),  # (B, K)
+            "flipped": torch.tensor([row["flipped"] for row in encoded]),  # (B,)
+            "row_ids": [row["row_id"] for row in encoded],
+        }
+
+    return collate
+
+
+class PreferenceTrainer(Trainer):
+    """Trainer whose loss is the objective of a method; the model is `logps.ResponseLogps` around a peft model."""
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, method, kinds, beta, start_tolerance, **settings):
+        super().__init__(**settings)
+        self.method, self.kinds, self.beta, self.start_tolerance = method, kinds, beta, start_tolerance
+        self.collected = []
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        policy = logps.by_kind(model(**inputs["batch"]), self.kinds)
+        columns = {
+            name: dict(zip(self.kinds, inputs[name].T, strict=True)) for name in ("reference", "tokens", "noise")
+        }
+        if self.state.global_step == 0:
+            self.check_start(policy, columns["reference"])
+        known = {kind: ~(columns["noise"][kind] | inputs["flipped"]) for kind in self.kinds}
+        kept = known if self.method.drop_noise else None
+        flipped = inputs["flipped"] if inputs["flipped"].any() else None
+        loss, metrics = objective(
+            self.method,
+            policy,
+            columns["reference"],
+            columns["tokens"],
+            self.beta,
+            flipped,
+            kept,
+            self.accelerator.gather,
+        )
+        if not math.isfinite(loss.item()):
+            rows = ", ".join(inputs["row_ids"])
+            raise BadInput(f"loss is {loss.item()} at step {self.state.global_step}, rows {rows}: lower learning_rate")
+        self.collected.append(metrics)
+        return (loss, policy) if return_outputs else loss
+
+    def check_start(self, policy, reference):
+        """At step 0 policy = reference: every margin is 0 and DPO's loss ln 2. Else the stored reference is another
+        model's."""
+        off = max((policy[kind] - reference[kind]).abs().max().item() for kind in self.kinds)
+        if off > self.start_tolerance:
+            raise BadInput(
+                f"the stored reference log-probs are not this model's ({off:.3g} nats off at step 0): "
+                "delete reference.parquet and run notebook 02 again"
+            )
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self.collected:
+            names = self.collected[0]
+            logs |= {name: float(np.mean([metrics[name] for metrics in self.collected])) for name in names}
+            self.collected = []
+        super().log(logs, start_time)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """A checkpoint holds the adapter in peft's own format and nothing of the base."""
+        self.model.model.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        peft_model = self.model.model
+        peft_model.load_adapter(resume_from_checkpoint, adapter_name=peft_model.active_adapter, is_trainable=True)
+
+
+def arguments(training, folder, seed, device):
+    """Our settings as `transformers.TrainingArguments`."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        optim=training.optimizer,
+        max_grad_norm=training.max_grad_norm,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=training.save_steps,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        use_cpu=device == "cpu",
+        bf16=False,
+        label_names=[],
+    )
+
+
+def fit(
+    model,
+    processor,
+    rows,
+    reference,
+    method,
+    training,
+    lora,
+    *,
+    seed,
+    flip_rate=0.0,
+    checkpoints,
+    device="cpu",
+    dtype="float32",
+):
+    """Train a fresh adapter on `rows` with a method; goes on from the last checkpoint in `checkpoints` if there is one.
+
+    rows        preference rows; reference  DataFrame of `logps.measure` on the base for (at least) these rows
+    checkpoints folder that is this training's own
+    Returns (peft model, list of what was logged per optimiser step).
+    """
+    kinds = method.kinds if method.terms else ("chosen", "rejected")
+    flipped = noise.draw_flips(len(rows), flip_rate, np.random.default_rng([seed, 1]))
+    packing.check_image_tokens(model, processor, rows[0])
+    policy = models.attach_lora(model, lora, seed)
+    if training.gradient_checkpointing:
+        policy.enable_input_require_grads()
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer = PreferenceTrainer(
+        method,
+        kinds,
+        training.beta,
+        START_TOLERANCE[dtype],
+        model=logps.ResponseLogps(policy),
+        args=arguments(training, checkpoints, seed, device),
+        train_dataset=EncodedRows(rows, processor, kinds, reference, training.max_length, flipped),
+        data_collator=collator(kinds, processor.tokenizer.pad_token_id),
+    )
+    trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if Path(checkpoints).is_dir() else None)
+    return policy, [step for step in trainer.state.log_history if "loss" in step]
+
+
+def cell_folder(profile, cell, runs_dir="runs"):
+    return artifacts.run_folder(profile.name, "cells", cell.name, runs_dir=runs_dir)
+
+
+def train_cell(cell, profile, runs_dir="runs"):
+    """One cell of the comparison: cells/<cell>/{steps.jsonl, adapter/}, made unless they are current. Returns the
+    folder."""
+    method = METHODS[cell.method]
+    folder = cell_folder(profile, cell, runs_dir)
+    if not method.trained:
+        return folder
+    settings, inputs = cell_settings(profile, cell), cell_inputs(profile, cell, runs_dir)
+    key = artifacts.key(settings=settings, modules=MODULES, inputs=inputs)
+    checkpoints = folder / f"checkpoints-{key[:12]}"
+    artifacts.build(
+        folder / "adapter",
+        lambda path: _train(path, cell, profile, runs_dir, checkpoints),
+        settings=settings,
+        modules=MODULES,
+        inputs=inputs,
+        seeds=[cell.seed],
+    )
+    for left in folder.glob("checkpoints-*"):
+        shutil.rmtree(left)
+    return folder
+
+
+def cell_settings(profile, cell):
+    """Everything that a cell's result depends on besides code and data."""
+    return {
+        "cell": asdict(cell),
+        "method": METHODS[cell.method],
+        "training": profile.training,
+        "lora": profile.lora,
+        "quantisation": profile.quantisation,
+        "model": models.identity(models.source(profile, cell.base)),
+        "device": profile.device,
+    }
+
+
+def cell_inputs(profile, cell, runs_dir):
+    base_folder = artifacts.run_folder(profile.name, f"base-{cell.base}", runs_dir=runs_dir)
+    return [
+        artifacts.require(base_folder / "pairs.parquet", "01"),
+        artifacts.require(base_folder / "reference.parquet", "02"),
+    ]
+
+
+def _train(path, cell, profile, runs_dir, checkpoints):
+    pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
+    rows = data.part(data.read(pairs_path), "train")
+    reference = artifacts.read_parquet(reference_path, "02")
+    name = models.source(profile, cell.base)
+    model, processor = models.load(name, profile.quantisation, profile.device, profile.revision)
+    policy, steps = fit(
+        model,
+        processor,
+        rows,
+        reference,
+        METHODS[cell.method],
+        profile.training,
+        profile.lora,
+        seed=cell.seed,
+        flip_rate=cell.flip_rate,
+        checkpoints=checkpoints,
+        device=profile.device,
+        dtype=profile.quantisation.dtype,
+    )
+    policy.save_pretrained(str(path))
+    steps_text = "".join(json.dumps(step) + "\n" for step in steps)
+    with artifacts.atomic(path.parent / "steps.jsonl") as temporary:
+        temporary.write_text(steps_text)
