@@ -216,6 +216,18 @@ def write_json(value, path: str | Path) -> Path:
     return Path(path)
 
 
+def read_json(path: str | Path, notebook: str = ""):
+    """Value of a JSON file. Raises MissingArtifact, or BadInput if the file is damaged; `notebook` is the one that writes it."""
+    path = require(path, notebook) if notebook else Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingArtifact(f"missing {shown(path)}") from error
+    except ValueError as error:
+        remedy = f"delete it and run notebook {notebook} again" if notebook else "delete it and run again"
+        raise BadInput(f"{shown(path)} is damaged ({error}): {remedy}") from error
+
+
 def _plain(value):
     """JSON's view of what json does not know."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -270,6 +282,11 @@ def code_key(*modules: str) -> str:
 def _key(settings, modules: Iterable[str], input_hashes: Iterable[str]) -> str:
     parts = {"settings": settings, "code": code_key(*modules), "inputs": list(input_hashes)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def key(*, settings, modules: Iterable[str], inputs: Iterable[str | Path] = ()) -> str:
+    """What an artefact made from exactly these settings, code and inputs is known by; same arguments as `build`."""
+    return _key(settings, modules, map(content_hash, inputs))
 
 
 def _recorded(path: Path, key: str) -> bool:

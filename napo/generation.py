@@ -1,0 +1,69 @@
+"""Answers of a model, in batches: greedy or beam search, identical prompts once, similar lengths together."""
+
+import hashlib
+
+import torch
+
+from napo import artifacts, packing
+
+
+@torch.no_grad()
+def generate(model, processor, prompts, settings, label=None, min_new_tokens=None):
+    """Answers to a list of (row, has image, has question) prompts, decoded and stripped, in order.
+
+    Batches are padded on the left; identical prompts are generated once (a blank image with the same question is one
+    computation).
+    settings  needs num_beams, max_new_tokens, batch_size; decoding is greedy or beam search, never sampled
+    """
+    model.eval()
+    texts = [packing.prompt_text(row, processor, image, question) for row, image, question in prompts]
+    images = [row["image"] if image else None for row, image, _ in prompts]
+    keys = [prompt_key(text, image) for text, image in zip(texts, images, strict=True)]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    batches = [
+        batch
+        for with_image in (False, True)  # the two cannot share a batch
+        for batch in chunks(
+            sorted(
+                (i for i in first.values() if (images[i] is not None) == with_image), key=lambda i: (len(texts[i]), i)
+            ),
+            settings.batch_size,
+        )
+    ]
+    answers = {}
+    for batch in artifacts.progress(batches, label) if label else batches:
+        batch_images = [images[i] for i in batch if images[i] is not None] or None
+        answered = answer_batch(model, processor, [texts[i] for i in batch], batch_images, settings, min_new_tokens)
+        answers.update(zip((keys[i] for i in batch), answered, strict=True))
+    return [answers[key] for key in keys]
+
+
+def answer_batch(model, processor, texts, images, settings, min_new_tokens=None):
+    """Answers to prompts that fit one batch; `images` is None or one per prompt."""
+    inputs = processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left").to(
+        model.device
+    )
+    generated = model.generate(
+        **inputs,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        num_beams=settings.num_beams,
+        max_new_tokens=settings.max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    new = generated[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def prompt_key(text, image):
+    """Two prompts with one key get the same answer under greedy decoding."""
+    pixels = b"" if image is None else str(image.size).encode() + image.tobytes()
+    return hashlib.sha256(text.encode() + b"\0" + pixels).hexdigest()
+
+
+def chunks(items, size):
+    """`items` in lists of `size`, the last one shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
