@@ -62,8 +62,8 @@ def encode(row, processor, kinds, max_length=None):
     room = None if max_length is None else max_length - len(prompt_ids)
     if room is not None and room < 2:
         raise BadInput(
-            f"row {row.get('row_id')}: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}: image tokens "
-            "are never cut, so raise Training.max_length in napo/profiles.py or drop the row"
+            f"row {row.get('row_id')}: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}: image "
+            "tokens are never cut, so raise Training.max_length in napo/profiles.py or drop the row"
         )
     responses, n_cut = {}, 0
     for kind in kinds:
