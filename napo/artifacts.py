@@ -1,7 +1,7 @@
 """Artefacts: where they lie, how they are written (whole or not at all) and when they are still good.
 
 An artefact is a file or a folder under runs/<profile>/. `build` is the one way to make one: it hashes what the artefact
-depends on (settings, code, inputs), returns at once if `provenance.json` beside it records the same, else makes it afresh.
+depends on (settings, code, inputs), returns at once if `provenance.json` beside it records the same, else makes it.
 Importing this module is cheap.
 """
 
@@ -25,7 +25,7 @@ from napo.progress import progress as progress
 
 # Not in an artefact's key: they move, show or summarise results. What a profile chooses comes in through `settings`.
 PLUMBING = frozenset(
-    "profiles artifacts sources circumstances progress run grid plots explore stats claims report".split()
+    "profiles artifacts sources circumstances progress notebooks run grid plots explore stats claims report".split()
 )
 PROVENANCE = "provenance.json"
 
@@ -84,7 +84,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises BadInput if the disk is full or the folder cannot be made.
     """
     path = Path(path)
-    _make_folder(path.parent)
+    make_folder(path.parent)
     _remove_abandoned(path)
     temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
@@ -103,7 +103,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """mkdir -p. Raises BadInput if that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -194,7 +195,7 @@ def write_parquet(frame, path: str | Path) -> Path:
 
 
 def read_parquet(path: str | Path, notebook: str = ""):
-    """DataFrame of a parquet file; `notebook` is the one that writes it. Raises MissingArtifact, or BadInput if damaged."""
+    """DataFrame of a parquet file; `notebook` writes it. Raises MissingArtifact, or BadInput if damaged."""
     import pandas
     import pyarrow
 
@@ -217,7 +218,7 @@ def write_json(value, path: str | Path) -> Path:
 
 
 def read_json(path: str | Path, notebook: str = ""):
-    """Value of a JSON file. Raises MissingArtifact, or BadInput if the file is damaged; `notebook` is the one that writes it."""
+    """Value of a JSON file; `notebook` writes it. Raises MissingArtifact, or BadInput if damaged."""
     path = require(path, notebook) if notebook else Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -275,7 +276,7 @@ _hashes: dict[tuple, str] = {}
 
 
 def code_key(*modules: str) -> str:
-    """SHA-256 over the code of these modules ("losses" or "napo.losses") and of what they import of napo but PLUMBING."""
+    """SHA-256 over the code of these modules ("losses" or "napo.losses") and what they import of napo but PLUMBING."""
     return sources.digest(modules, skip=PLUMBING)
 
 

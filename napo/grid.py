@@ -1,8 +1,8 @@
 """Many cells of an experiment, such as (method, base, seed, flip rate), in parallel processes.
 
 One worker process per slot, each with one thread, started afresh (spawn), kept for many cells so that torch is imported
-once. A worker that raises or dies costs its cell only. Workers end with their parent, however that ends. Works from inside
-a Jupyter kernel: cells and the worker function must come from an importable module.
+once. A worker that raises or dies costs its cell only. Workers end with their parent, however that ends. Works from
+inside a Jupyter kernel: cells and the worker function must come from an importable module.
 """
 
 import collections
@@ -45,8 +45,8 @@ def run(cells: Sequence, worker: Callable, *, workers: int, label: str, done: Ca
     """Results of `worker(cell)` in the order of `cells`; None for a cell that `done(cell)` says is finished.
 
     workers  number of processes; with 1 the cells run in this process, with its threads
-    Raises at the end, when all other cells are through: BadInput if every failed cell raised that, else RuntimeError; both
-    name each failed cell with the first line of its error. KeyboardInterrupt ends the workers at once.
+    Raises at the end, when all other cells are through: BadInput if every failed cell raised that, else RuntimeError;
+    both name each failed cell with the first line of its error. KeyboardInterrupt ends the workers at once.
     """
     cells = list(cells)
     results: list = [None] * len(cells)

@@ -1,8 +1,8 @@
 """What a result's code consists of: a static scan of the package's imports, and hashes of the sources that it finds.
 
 Nothing is imported to find out. Seen are `import napo.x`, `from napo import x`, `from napo.x import y` and relative
-imports, anywhere in a file, functions included; `importlib.import_module("...")` is not. `napo/__init__.py` (a docstring
-and a version) belongs to no key; the `__init__.py` of a sub-package belongs to the key of every module in it.
+imports, anywhere in a file, functions included; `importlib.import_module("...")` is not. `napo/__init__.py` (docstring
+and version) belongs to no key; the `__init__.py` of a sub-package belongs to the key of every module in it.
 """
 
 import ast

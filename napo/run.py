@@ -1,0 +1,314 @@
+"""Run the notebooks headless, strictly and resumably: `python -m napo.run [NN ...] --profile desk [-p name=value ...]`.
+
+A notebook runs only if what it depends on has changed (its code cells, its parameters, the napo modules that it
+imports, what it reads) or if something that it wrote is gone or damaged. It runs into NN_name.partial.ipynb, which
+becomes NN_name.ipynb when every cell has run. Exit status: 0 done, 1 a notebook failed, 2 bad input (one line says which), 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from napo import sources
+from napo.artifacts import BadInput, MissingArtifact, content_hash, make_folder, repository_root, shown, write_json
+from napo.circumstances import circumstances
+from napo.notebooks import NOTEBOOKS, Notebook, chosen_parameters, declared_parameters, read_notebook, select
+from napo.progress import clock
+
+DAY = 86400  # seconds; longest that one cell may take
+FILE_PARAMETERS = ("model", "data")  # if these name a file or folder, a change of it counts
+
+
+@dataclass
+class Session:
+    """One call of the runner: where things lie and what was asked for."""
+
+    profile: str
+    runs_dir: str = "runs"
+    root: Path = field(default_factory=repository_root)
+    package: Path = sources.PACKAGE
+    notebooks: Sequence[Notebook] = NOTEBOOKS
+    timeout: int = DAY  # seconds per cell
+
+    @property
+    def folder(self) -> Path:
+        """runs/<profile>."""
+        return self.root / self.runs_dir / self.profile
+
+    def source(self, notebook: Notebook) -> Path:
+        """The notebook in git."""
+        return self.root / "notebooks" / f"{notebook.name}.ipynb"
+
+    def executed(self, notebook: Notebook, ending: str = ".ipynb") -> Path:
+        """The executed copy, or with another ending what lies beside it."""
+        return self.folder / f"{notebook.name}{ending}"
+
+    def matches(self, patterns: Sequence[str]) -> dict[str, str]:
+        """Path below the run folder -> content hash, of all that the globs match."""
+        return _hashes(self.folder, patterns)
+
+
+# ---- up to date? ----------------------------------------------------------------------------------------------------
+
+
+def _hashes(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    names = {path.relative_to(folder).as_posix(): path for path in found if "/.tmp-" not in f"/{path}"}
+    return {name: content_hash(path) for name, path in sorted(names.items())}
+
+
+def notebook_key(session: Session, notebook: Notebook, parameters: dict) -> str:
+    """SHA-256 of all that the notebook's run depends on (its prose and the place of the runs apart)."""
+    cells = [cell["source"] for cell in read_notebook(session.source(notebook)) if cell["cell_type"] == "code"]
+    modules = sources.notebook_imports(cells, session.package)
+    files = [session.root / str(parameters.get(name)) for name in FILE_PARAMETERS if parameters.get(name)]
+    parts = {
+        "cells": cells,
+        "parameters": {name: value for name, value in parameters.items() if name != "runs_dir"},
+        "code": sources.digest(modules, session.package),
+        "reads": session.matches(notebook.reads),
+        "data": _hashes(session.root, notebook.data),
+        "files": {str(path): _stamps(path) for path in files if path.exists()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stamps(path: Path) -> list:
+    """Names, sizes and dates: a user's files may be too large to be hashed each time."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def is_current(session: Session, notebook: Notebook, key: str) -> bool:
+    """Whether the executed copy has this key and all that it wrote is still there as it was."""
+    record = _record(session, notebook)
+    try:
+        return (
+            record["key"] == key
+            and record["notebook"] == content_hash(session.executed(notebook))
+            and all(content_hash(session.folder / name) == found for name, found in record["writes"].items())
+            and all(content_hash(session.root / name) == found for name, found in record["figures"].items())
+        )
+    except (KeyError, AttributeError, TypeError, MissingArtifact):
+        return False
+
+
+def _record(session: Session, notebook: Notebook) -> dict:
+    try:
+        return json.loads(session.executed(notebook, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+class NotebookFailed(Exception):
+    """A notebook did not get through; the message says why and where to look."""
+
+
+class Indented:
+    """A file that prints what a notebook prints, indented."""
+
+    def write(self, text: str) -> None:
+        """Print each line of `text`; a progress bar's carriage returns count as line ends."""
+        for line in re.split(r"[\r\n]+", text):
+            if line.strip():
+                print(f"      {line}", flush=True)
+
+    def flush(self) -> None:
+        """Nothing to do: each line was flushed."""
+
+
+def run_notebook(session: Session, notebook: Notebook, parameters: dict, key: str) -> float:
+    """Run one notebook; returns seconds. Raises BadInput or NotebookFailed, and then leaves the partial copy."""
+    _need(session, notebook)
+    partial = session.executed(notebook, ".partial.ipynb")
+    drawn = _figures(session)
+    started = time.monotonic()
+    try:
+        _execute(session, session.source(notebook), partial, parameters)
+    except OSError as error:
+        place = shown(error.filename or partial)
+        raise BadInput(f"cannot write {place}: {error.strerror or error}; put that right and run again") from error
+    _check(session, notebook, partial)
+    seconds = time.monotonic() - started
+    figures = [name for name, stamp in _figures(session).items() if drawn.get(name) != stamp]
+    record = {
+        "key": key,
+        "notebook": content_hash(partial),
+        "parameters": parameters,
+        "seconds": round(seconds, 2),
+        "writes": session.matches(notebook.writes),
+        "figures": {name: content_hash(session.root / name) for name in figures},
+    }
+    write_json(record | circumstances(session.root), session.executed(notebook, ".json"))
+    os.replace(partial, session.executed(notebook))
+    return seconds
+
+
+def _need(session: Session, notebook: Notebook) -> None:
+    """Raise MissingArtifact for a glob of `reads` that matches nothing."""
+    for pattern in notebook.reads:
+        if not session.matches([pattern]):
+            writer = next((other.number for other in session.notebooks if pattern in other.writes), "?")
+            path = shown(session.folder / pattern)
+            raise MissingArtifact(
+                f"missing {path}: run notebook {writer} first (make reproduce PROFILE={session.profile})"
+            )
+
+
+def _figures(session: Session) -> dict[str, tuple]:
+    """Path from the root -> stamp of every figure of the profile."""
+    files = (path for path in (session.root / "figures" / session.profile).rglob("*") if path.is_file())
+    stats = {path.relative_to(session.root).as_posix(): path.stat() for path in files}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _execute(session: Session, source: Path, partial: Path, parameters: dict) -> None:
+    """Through papermill, in a kernel of this Python that ends with this process."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ.pop("MPLBACKEND", None)  # it would switch inline figures off
+    output = Indented()
+    try:
+        papermill.execute_notebook(
+            source,
+            partial,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=output,
+            stderr_file=output,
+            start_timeout=180,
+            execution_timeout=session.timeout,
+            shutdown_kernel="immediate",
+            extra_arguments=["--IPKernelApp.log_level=40"],  # no warning about TCP in each log
+            cwd=session.root,
+        )
+    except PapermillExecutionError as error:
+        raise _explained(error, partial) from None
+    except DeadKernelError:
+        raise NotebookFailed(f"kernel died (out of memory?); as far as it came: {shown(partial)}") from None
+    except RuntimeError as error:
+        raise NotebookFailed(f"the kernel did not start or stopped answering: {error}") from None
+    except CellTimeoutError:
+        raise NotebookFailed(
+            f"a cell took longer than {session.timeout} s; as far as it came: {shown(partial)}"
+        ) from None
+
+
+def _explained(error, partial: Path) -> Exception:
+    """The exception to show for one raised in a notebook: BadInput keeps its one line, others the traceback's end."""
+    if error.ename in (BadInput.__name__, MissingArtifact.__name__):
+        return BadInput(error.evalue)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+    return NotebookFailed("\n".join([*lines[-12:], f"traceback in full: {shown(partial)}"]))
+
+
+def _check(session: Session, notebook: Notebook, partial: Path) -> None:
+    """Papermill's word is not enough: every code cell has run, and what the notebook promises is there."""
+    cells = [cell for cell in read_notebook(partial) if cell["cell_type"] == "code" and cell["source"].strip()]
+    if any(cell.get("execution_count") is None for cell in cells):
+        raise NotebookFailed(f"kernel died (out of memory?): not every cell of {shown(partial)} has run")
+    for pattern in notebook.writes:
+        if not session.matches([pattern]):
+            raise NotebookFailed(f"{notebook.name} ended without writing {shown(session.folder / pattern)}")
+
+
+@contextlib.contextmanager
+def only_one(session: Session) -> Iterator[None]:
+    """Hold runs/<profile>/.lock; the system frees it if this process dies. Raises BadInput if another run holds it."""
+    lock = session.folder / ".lock"
+    make_folder(session.folder)
+    with open(lock, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            other = handle.read().strip() or "?"
+            message = f"another run of {shown(session.folder)} is going on (process {other}): wait for it or stop it"
+            raise BadInput(message) from None
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield
+
+
+def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str] = (), force: bool = False) -> None:
+    """Run those of the `selected` notebooks that are not up to date, in order. Raises BadInput or NotebookFailed."""
+    declared = {notebook.name: declared_parameters(session.source(notebook)) for notebook in selected}
+    parameters = chosen_parameters(declared, {"profile": session.profile, "runs_dir": session.runs_dir}, given)
+    started, ran = time.monotonic(), 0
+    with only_one(session):
+        for place, notebook in enumerate(selected, 1):
+            title = f"[{place}/{len(selected)}] {notebook.name}"
+            key = notebook_key(session, notebook, parameters[notebook.name])
+            if not force and is_current(session, notebook, key):
+                print(f"{title}  up to date", flush=True)
+                continue
+            last = _record(session, notebook).get("seconds")
+            print(f"{title}  (last time {clock(last)})" if last else title, flush=True)
+            seconds = run_notebook(session, notebook, parameters[notebook.name], key)
+            print(f"      done in {clock(seconds)}", flush=True)
+            sources.forget()  # a module may have been edited meanwhile
+            ran += 1
+    what = f"{ran} of {len(selected)} notebooks run in" if ran else "all up to date, checked in"
+    elapsed = time.monotonic() - started
+    print(
+        f"{session.profile}: {what} {clock(elapsed) if ran else f'{elapsed:.1f} s'}; {shown(session.folder)}/",
+        flush=True,
+    )
+
+
+def _stop(number, frame):
+    raise KeyboardInterrupt
+
+
+def main(
+    arguments: Sequence[str] | None = None, *, known_profile: Callable[[str], object] | None = None, **places
+) -> int:
+    """The command; returns the exit status. Tests pass `known_profile` and Session's root, package and notebooks."""
+    parser = argparse.ArgumentParser(
+        prog="python -m napo.run", description="Run the notebooks that are not up to date."
+    )
+    parser.add_argument("wanted", nargs="*", metavar="NN", help="numbers of notebooks (default: all)")
+    parser.add_argument("--profile", default="desk", help="smoke, desk (default), study or paper")
+    parser.add_argument("-p", dest="given", action="append", default=[], metavar="name=value", help="a parameter")
+    parser.add_argument("--runs-dir", default="runs", help="default: runs")
+    parser.add_argument("--force", action="store_true", help="run even what is up to date")
+    parser.add_argument("--execution-timeout", type=int, default=DAY, help="seconds per cell (default: a day)")
+    asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    session = Session(asked.profile, asked.runs_dir, timeout=asked.execution_timeout, **places)
+    try:
+        if known_profile is None:
+            from napo.profiles import get as known_profile
+        known_profile(asked.profile)
+        run_all(session, select(session.notebooks, asked.wanted), asked.given, asked.force)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
