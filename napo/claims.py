@@ -88,7 +88,7 @@ CLAIMS = (
         "C5",
         "On the noisy pairs the NaPO loss beats the DPO loss (A2 against A3, LB1 against LB2, VB1 against VB2)",
         (
-            *_better("napo_equal", "dpo_all_equal", *ALL_FOUR),
+            *_better("napo_equal", "dpo_all", *ALL_FOUR),
             *_better("lb_napo", "lb_dpo", "Acc_LP", *HALLUCINATION),
             *_better("vb_napo", "vb_dpo", *MODALITY_BIAS, "CHAIRs"),
         ),
