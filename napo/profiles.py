@@ -143,7 +143,8 @@ class Profile:
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = ("base", "sft", "dpo_original", "dpo_all", "napo_paper", "napo_authors")
     flip_rates: tuple[float, ...] = (0.0,)
-    probe_epochs: float = 1  # of the DPO probe in notebook 02
+    probe_rows: int = 240  # training rows of the DPO probe in notebook 02
+    probe_epochs: float = 2
     perturbation: Perturbation = field(default_factory=Perturbation)
     quantisation: Quantisation = field(default_factory=Quantisation)
     lora: Lora = field(default_factory=Lora)
@@ -215,6 +216,8 @@ PROFILES = {
         data="openbmb/RLAIF-V-Dataset",  # paper: 83,132 pairs
         rows=10_000,  # ours: one GPU; ROWS=83132 for all
         heldout_rows=500,
+        probe_rows=1000,
+        probe_epochs=1,
         perturbation=Perturbation(num_beams=3, max_new_tokens=1024, batch_size=8),  # authors: 3 beams, temperature 0
         quantisation=Quantisation(
             compute_dtype="bfloat16", dtype="bfloat16"
