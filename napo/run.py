@@ -2,7 +2,8 @@
 
 A notebook runs only if what it depends on has changed (its code cells, its parameters, the napo modules that it
 imports, what it reads) or if something that it wrote is gone or damaged. It runs into NN_name.partial.ipynb, which
-becomes NN_name.ipynb when every cell has run. Exit status: 0 done, 1 a notebook failed, 2 bad input (one line says which), 130 interrupted.
+becomes NN_name.ipynb when every cell has run.
+Exit status: 0 done, 1 a notebook failed, 2 bad input (one line says which), 130 interrupted.
 """
 
 import argparse

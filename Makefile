@@ -1,0 +1,72 @@
+# Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
+# RUNS = another folder than runs/; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
+# gigabytes of CUDA wheels), default is plain pip; PYTHON = the interpreter for .venv/ (python3.11, else python3).
+
+# Only these two may also come from the environment; the others from the command line.
+TORCH_INDEX ?=
+TEST_WORKERS ?= 2
+PROFILE = desk
+RUNS = runs
+MODEL =
+DATA =
+ROWS =
+DEVICE =
+PYTHON =
+
+PROFILES := smoke desk study paper
+BIN := .venv/bin
+INDEX := $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,$(TORCH_INDEX))
+# TORCH_INDEX reaches pip as one more index, for this install only.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--extra-index-url "$(INDEX)")
+PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
+	$(if $(DEVICE),-p "device=$(DEVICE)")
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce test lint lab bases publish clean profile
+
+help:  ## what can be made, and the variables
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk '/^# Variables/ {p = 1} /^$$/ {exit} p {sub(/^# /, ""); print "  " $$0}' Makefile
+
+reproduce: profile .venv/.installed  ## run what is not up to date of notebooks 00-05; results in runs/ and figures/
+	@$(BIN)/python -m napo.run --profile "$(PROFILE)" --runs-dir "$(RUNS)" $(PARAMETERS)
+
+test: .venv/.installed  ## run the tests (TEST_WORKERS processes, default 2)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(TEST_WORKERS) --dist worksteal
+
+lint: .venv/.installed  ## ruff on code and notebooks; notebooks in git carry no output
+	@$(BIN)/ruff check napo tests notebooks
+	@$(BIN)/ruff format --check napo tests notebooks
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+lab: .venv/.installed  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks/00_box_cox.ipynb
+
+bases: .venv/.installed  ## train the desk world's base models again, from nothing
+	@$(BIN)/python -m napo.world.bases
+
+publish: profile .venv/.installed  ## copy the figures and tables of PROFILE's last run to what git keeps
+	@$(BIN)/python -m napo.report publish --profile "$(PROFILE)"
+
+clean:  ## remove runs/ and unpublished figures; figures/study/ and .venv/ stay
+	@rm -rf runs $(filter-out figures/study,$(wildcard figures/*)) .pytest_cache .ruff_cache
+	@echo "removed runs/ and unpublished figures; kept figures/study/ and .venv/ (remove .venv/ by hand to install anew)"
+
+# A wrong profile is refused before anything is installed.
+profile:
+	@case " $(PROFILES) " in \
+	*" $(PROFILE) "*) ;; \
+	*) echo "error: unknown profile '$(PROFILE)': use one of $(PROFILES)" >&2; exit 2 ;; \
+	esac
+
+.venv/.installed: pyproject.toml requirements.lock
+	@for python in $(or $(PYTHON),python3.11 python3) none; do \
+	"$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; done; \
+	if [ "$$python" = none ]; then \
+	echo "error: no Python 3.11 or newer with venv found (Debian: packages python3 and python3-venv);" \
+	"install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
+	echo "Installing into .venv/ with $$python (once; a minute or two, longer with CUDA wheels)"; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
+	@$(PIP) --constraint requirements.lock --editable '.[notebooks,test]'
+	@touch $@
