@@ -84,6 +84,17 @@ def response_logps(model, processor, rows, kinds, packed=False, max_length=None)
 
 
 @torch.no_grad()
+def from_full_logits(model, processor, row, kind, max_length=None):
+    """One response's summed log-prob the slow way, to compare with: the model's own full logits of one sequence, as a float."""
+    encoded = packing.encode(row, processor, (kind,), max_length)
+    batch = to_device(packing.collate_plain([encoded], (kind,), processor.tokenizer.pad_token_id), model.device)
+    start = int(batch.pop("response_mask")[0].nonzero()[0])
+    logits = model(**batch).logits[0].float()  # (T, V)
+    targets = batch["input_ids"][0, start:]
+    return logits[start - 1 : -1].log_softmax(-1).gather(1, targets[:, None]).sum().item()
+
+
+@torch.no_grad()
 def measure(model, processor, rows, kinds, batch_size=32, max_length=None, reference=False, label=None):
     """Log-probs and token counts of every row and kind, in batches without gradient.
 
@@ -99,7 +110,8 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
     frames = []
     with adapter_off:
         for start in artifacts.progress(starts, label) if label else starts:
-            encoded = [packing.encode(row, processor, kinds, max_length) for row in rows[start : start + batch_size]]
+            numbers = range(start, min(start + batch_size, len(rows)))  # one by one: a Dataset's slice is a dict
+            encoded = [packing.encode(rows[i], processor, kinds, max_length) for i in numbers]
             batch = to_device(packing.collate_plain(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
             sums = by_kind(plain_logps(model, batch).cpu(), kinds)
             frame = {"row_id": [row["row_id"] for row in encoded]}
