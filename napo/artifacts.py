@@ -177,14 +177,8 @@ def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             return True
-        if (
-            isinstance(error, RuntimeError | OSError)
-            and "write" in str(error)
-            and shutil.disk_usage(folder).free < 65536
-        ):
-            return True
         error = error.__cause__ or error.__context__
-    return False
+    return shutil.disk_usage(folder).free < 65536
 
 
 def write_parquet(frame, path: str | Path) -> Path:
@@ -303,7 +297,7 @@ def provenance(path: str | Path) -> dict:
 
 def _records(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["artefacts"]
+        return dict(json.loads(file.read_text(encoding="utf-8"))["artefacts"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

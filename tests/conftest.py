@@ -19,7 +19,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared beside the repository; without it the test is skipped, or fails if CI_REQUIRE_SHARED is set."""
+    """../shared, beside the repository; without it the test is skipped, or fails if CI_REQUIRE_SHARED is set."""
     return shared_folder(ROOT.parent / "shared", bool(os.environ.get("CI_REQUIRE_SHARED")))
 
 
