@@ -107,6 +107,12 @@ class PreferenceTrainer(Trainer):
         self.collected.append(metrics)
         return (loss, policy) if return_outputs else loss
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Warm-up rounded down: rounded up, as Trainer does, the only step of a short training has learning rate 0."""
+        if self.args.warmup_steps < 1:
+            self.args.warmup_steps = int(self.args.warmup_steps * num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def check_start(self, policy, reference):
         """At step 0 policy = reference: every margin is 0 and DPO's loss ln 2. Else the stored reference is another
         model's."""
