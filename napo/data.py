@@ -167,8 +167,11 @@ def _listed(problems: dict[int, tuple[str, str]]):
 
 
 def write(rows: Iterable[dict], path):
-    """Rows to a parquet file that `datasets` reads back with images; extra columns of text stay as they are."""
-    rows = list(rows)
+    """Rows to a parquet file that `datasets` reads back with images; extra columns of text stay as they are.
+
+    Images are stored as PNG: one that came from a JPEG would be compressed, and so changed, a second time.
+    """
+    rows = [row | {"image": row["image"].copy()} for row in rows]  # a copy has forgotten the format it came in
     extra = [name for name in rows[0] if name not in FEATURES]
     features = {name: feature for name, feature in FEATURES.items() if name in rows[0]}
     features |= {name: datasets.Value("string") for name in extra}
