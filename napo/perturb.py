@@ -127,7 +127,7 @@ def source_rows(profile, base, load, bad_rows="stop"):
     if profile.is_desk:
         return desk().preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
     rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.revision, bad_rows)
-    n_heldout = min(profile.heldout_rows, max(1, len(rows) // 5))
+    n_heldout = max(len(rows) - profile.rows, min(profile.heldout_rows, max(1, len(rows) // 5)))
     return [{**row, "split": "train" if i < len(rows) - n_heldout else "heldout"} for i, row in enumerate(rows)]
 
 
@@ -148,7 +148,7 @@ def _add_answers(rows, kind, profile, folder, load):
                 "quantisation": profile.quantisation,
                 "model": models.identity(models.source(profile, load.base)),
             },
-            modules=("generation",),
+            modules=("perturb",),
         )
         answers = artifacts.read_json(made)
         total += Counter(answers["counts"])
