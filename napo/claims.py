@@ -15,6 +15,7 @@ from napo import stats
 MIN_BASES = 5
 DEVELOPMENT_BASES = (100, 101)  # settings were chosen on them; nothing is reported on them
 MARGIN = 0.05  # largest difference of two shares that counts as none (C2 coverage, C3); chosen before the run
+NOT_RUN = "not run: "
 VERDICT = {"claimed": "reproduced", "opposite": "contradicted", "unclear": "inconclusive"}
 MODALITY_BIAS = ("Acc_CB", "Acc_LP")  # the paper's CB and LP are the unconditional accuracies
 HALLUCINATION = ("CHAIRs", "CHAIRi")
@@ -177,7 +178,6 @@ def _claim(claim, values, noise, flip_rate):
         for c in claim.components
     ]
     verdict = claim_verdict([component["verdict"] for component in components])
-    deciding = [c["note"] for c in components if c["note"] and c["verdict"] == verdict]
     return {
         "id": claim.id,
         "claim": claim.claim,
@@ -185,8 +185,18 @@ def _claim(claim, values, noise, flip_rate):
         "components": components,
         "n_bases": min(component["n_bases"] for component in components),
         "n_seeds": min(component["n_seeds"] for component in components),
-        "note": "; ".join(dict.fromkeys(deciding)),
+        "note": _reason(components, verdict),
     }
+
+
+def _reason(components, verdict):
+    """Why a claim has its verdict: the notes of the components that decided it, each missing method named once."""
+    notes = dict.fromkeys(c["note"] for c in components if c["note"] and c["verdict"] == verdict)
+    missing = dict.fromkeys(
+        name for note in notes if NOT_RUN in note for name in note.removeprefix(NOT_RUN).split(", ")
+    )
+    merged = [NOT_RUN + ", ".join(missing)] if missing else []
+    return "; ".join(merged + [note for note in notes if NOT_RUN not in note])
 
 
 def _difference(component, values, flip_rate):
@@ -200,7 +210,7 @@ def _difference(component, values, flip_rate):
     }
     if runs.empty:
         missing = [m for m in (c.treatment, c.control) if m not in set(values["method"])]
-        reason = f"not run: {', '.join(missing)}" if missing else "no base and seed in common"
+        reason = NOT_RUN + ", ".join(missing) if missing else "no base and seed in common"
         return _judged(c, entry, stats.Estimate(float("nan")), f"no {c.measure} scores" if values.empty else reason)
     if c.direction == "equivalent":
         entry["p_tost"] = _number(stats.tost_p(stats.units(runs)[0], c.margin))
@@ -211,7 +221,7 @@ def _separation(component, noise):
     c = component
     entry = {"metric": f"AUROC of {c.margin_column}", "comparison": f"{c.kind}: noise - noise-free"}
     if noise is None or c.margin_column not in noise:
-        return _judged(c, entry, stats.Estimate(float("nan")), "not run: notebook 02")
+        return _judged(c, entry, stats.Estimate(float("nan")), NOT_RUN + "notebook 02")
     rows = noise[(noise["kind"] == c.kind) & (noise["part"] == "measured")].dropna(subset=["is_noise"])
     estimate = stats.auroc_over_bases(rows, c.margin_column)
     return _judged(c, entry, estimate, "truth unknown" if rows.empty else "")

@@ -131,6 +131,12 @@ def test_missing_methods_are_named():
     assert judge(Difference("CHAIRi", "a", "b", "up"), scores([0.1] * 5))[1]["note"] == "no CHAIRi scores"
 
 
+def test_a_claim_names_each_missing_method_once():
+    pair = Difference("Acc_CB", "a", "mdpo", "up"), Difference("Acc_CB", "random", "mdpo", "up")
+    (entry,) = claims.ledger(scores([0.1] * 5), claims=(Claim("X", "x", pair),))
+    assert entry["note"] == "not run: mdpo, random"
+
+
 def test_equivalence_reports_its_margin_and_p():
     effects = [0.01, -0.02, 0.0, 0.01, 0.0]
     component = judge(Difference("Acc_CB", "a", "b", "equivalent", margin=0.05), scores(effects))[1]

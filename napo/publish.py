@@ -1,0 +1,135 @@
+"""Put a finished run into git: `python -m napo.report publish --profile study` (or `make publish PROFILE=study`).
+
+Figures, tables, claims and report are copied to figures/study/, with provenance.json, and README's published block is
+rewritten from there: readers see what was found without running anything.
+Exit status: 0 done, 2 bad input (one line says which).
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from napo import artifacts, run
+from napo.artifacts import BadInput, shown
+from napo.circumstances import circumstances
+from napo.report import CHAIR_NOTE, GROUPS, TRUST, claims_table, method_table, over_what
+
+BEGIN, END = "<!-- published:begin -->", "<!-- published:end -->"
+README_GROUPS = ("Questions", "Captions", "VLind-style statements")
+README_FIGURES = {  # file in figures/study -> what it shows; the others are linked
+    "comparison": "Every method on every measure, with 95 % intervals",
+    "margins_by_truth": "Margins of noisy and of noise-free negatives (the paper's Figure 4, with the truth known)",
+    "answers": "Answers before and after training",
+}
+
+
+def publish(session, allow_dirty=False):
+    """Copy a finished run to figures/study/ and rewrite README's block. session: run.Session. Returns the folder.
+
+    Raises BadInput for an incomplete or outdated run, and for a tree with uncommitted changes unless `allow_dirty`.
+    """
+    state = circumstances(session.root)
+    if state["git_dirty"] is not False and not allow_dirty:
+        what = "not in git" if state["git_commit"] is None else "with uncommitted changes"
+        raise BadInput(
+            f"{shown(session.root)} is {what}: commit first, so that the results have a source (or --allow-dirty)"
+        )
+    records = {notebook.name: _finished(session, notebook) for notebook in session.notebooks}
+    readme_text(session.root, "")  # a README without its markers is refused before anything is written
+    study = session.root / "figures" / "study"
+    with artifacts.atomic(study) as folder:
+        folder.mkdir()
+        for source in _sources(session, records.values()):
+            shutil.copyfile(source, folder / source.name)
+        _write_provenance(folder, session, state, records)
+    with artifacts.atomic(session.root / "README.md") as temporary:
+        temporary.write_text(readme_text(session.root, readme_block(study)), encoding="utf-8")
+    return study
+
+
+def _finished(session, notebook):
+    """The runner's record of one notebook, which must be up to date with the code as it is."""
+    again = f"make reproduce PROFILE={session.profile}"
+    try:
+        record = json.loads(session.executed(notebook, ".json").read_text(encoding="utf-8"))
+        current = run.is_current(session, notebook, run.notebook_key(session, notebook, record["parameters"]))
+    except (OSError, ValueError, KeyError):
+        raise BadInput(f"{notebook.name} of profile {session.profile} has not been run to its end: {again}") from None
+    if not current or session.executed(notebook, ".partial.ipynb").exists():
+        raise BadInput(f"{notebook.name} of profile {session.profile} is not up to date: {again}")
+    return record
+
+
+def _sources(session, records):
+    """What is copied: the figures that these runs drew (older ones may lie beside them), tables, claims and report."""
+    figures = sorted(session.root / name for record in records for name in record["figures"] if name.endswith(".png"))
+    tables = sorted((session.folder / "tables").glob("*.csv"))
+    if not figures or not tables:
+        again = f"make reproduce PROFILE={session.profile}"
+        raise BadInput(f"the run of profile {session.profile} drew no figures or wrote no tables: {again}")
+    return [*figures, *tables, session.folder / "claims.json", session.folder / "report.md"]
+
+
+def _write_provenance(folder, session, state, records):
+    files = {path.name: artifacts.content_hash(path) for path in sorted(folder.iterdir())}
+    command = f"make reproduce PROFILE={session.profile}"
+    kept = ("git_commit", "git_dirty", "created", "seconds", "device", "parameters")
+    notebooks = {name: {key: record.get(key) for key in kept} for name, record in records.items()}
+    about = {"profile": session.profile, "command": command, **state, "notebooks": notebooks, "files": files}
+    artifacts.write_json(about, folder / "provenance.json")
+
+
+def readme_block(study):
+    """What stands between README's markers, from the files of figures/study alone."""
+    about = json.loads((study / "provenance.json").read_text(encoding="utf-8"))
+    ledger = json.loads((study / "claims.json").read_text(encoding="utf-8"))
+    table = pd.read_csv(study / "methods.csv")
+    page = (study / "report.md").read_text(encoding="utf-8")
+    commit = (about["git_commit"] or "unknown")[:12] + (" with uncommitted changes" if about["git_dirty"] else "")
+    pictures = {path.stem: f"figures/study/{path.name}" for path in sorted(study.glob("*.png"))}
+    parts = [
+        f"Profile `{about['profile']}`, commit {commit}, {about['created'][:10]}; `{about['command']}` makes it again."
+    ]
+    parts += [f"![{text}]({pictures.pop(name)})" for name, text in README_FIGURES.items() if name in pictures]
+    parts += [claims_table(ledger)]
+    parts += [text for text in (method_table(table, GROUPS[name]) for name in README_GROUPS) if text]
+    parts += [f"Mean [95 % interval{over_what(table)}]; ↑ higher is better, ↓ lower. {CHAIR_NOTE}"]
+    parts += ["How far to trust this:" + page.partition(TRUST)[2].rstrip()]
+    links = [f"[{name}]({path})" for name, path in pictures.items()]
+    parts += ["More: " + ", ".join(["[the report](figures/study/report.md)", *links]) + "."]
+    return "\n\n".join(parts)
+
+
+def readme_text(root, block):
+    """README.md with its published block replaced. Raises BadInput if the markers are not there once and in order."""
+    path = Path(root) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end or BEGIN in tail or END in tail:
+        raise BadInput(f"{shown(path)} needs the lines {BEGIN} and {END}, once each, around its published block")
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+
+
+def main(arguments=None, session=None):
+    """The command; returns the exit status. Tests pass the session."""
+    parser = argparse.ArgumentParser(prog="python -m napo.report", description="Publish a finished run in git.")
+    parser.add_argument("action", choices=["publish"])
+    parser.add_argument("--profile", default="desk", help="smoke, desk (default), study or paper")
+    parser.add_argument("--runs-dir", default="runs", help="default: runs")
+    parser.add_argument("--allow-dirty", action="store_true", help="publish uncommitted code; recorded as such")
+    asked = parser.parse_args(arguments)
+    from napo import profiles
+
+    try:
+        profiles.get(asked.profile)
+        study = publish(session or run.Session(asked.profile, asked.runs_dir), asked.allow_dirty)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"published {asked.profile} in {shown(study)}/ and README.md: look at them, then commit both")
+    return 0

@@ -1,0 +1,256 @@
+"""What a run found, as a page to read (`report.md`), tables and claims.json. No number is typed by hand.
+
+`python -m napo.report publish --profile study` puts a finished run into git: see `publish.py`.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from napo import artifacts, claims, stats
+from napo.profiles import METHODS
+
+GROUPS = {  # measures that are always shown together
+    "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant"),
+    "Captions": ("CHAIRs", "CHAIRi", "Cover", "tokens"),
+    "VLind-style statements": ("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
+    "Held-out preferences": ("pref_rejected", "pref_language_biased", "pref_vision_biased", "chosen_logp"),
+}
+CHAIR_NOTE = "CHAIR falls by itself when captions mention less: read it with coverage and length."
+TRUST = "## How far to trust this"
+ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
+NOISE_DETECTORS = {
+    "raw_margin": "raw margin, sum",
+    "raw_mean_margin": "raw margin, mean",
+    "margin": "reward margin, sum (after the probe)",
+    "mean_margin": "reward margin, mean (after the probe)",
+    "n_tokens": "baseline: length of the answer",
+    "differs": "baseline: differs from the chosen answer",
+}
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, development_bases=claims.DEVELOPMENT_BASES):
+    """Every method on every measure with its interval: the frame that `plots.comparison` draws.
+
+    scores  long frame: method, base, seed, flip_rate, benchmark, metric, example_id, value
+    Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, in the
+    order of METHODS; measures without scores are absent.
+    """
+    rows = []
+    for name in measures:
+        measure = stats.MEASURES[name]
+        runs = stats.run_values(scores[~scores["base"].isin(development_bases)], measure)
+        for method in _in_order(runs["method"].unique()):
+            rate = 0.0 if method in stats.SEEDLESS else flip_rate
+            found = stats.estimate(runs[(runs["method"] == method) & (runs["flip_rate"] == rate)])
+            label = METHODS[method].label if method in METHODS else method
+            row = {"method": method, "method_label": label, "measure": name, "measure_label": measure.label}
+            rows.append(row | {"better": measure.better} | asdict(found))
+    return pd.DataFrame(rows).drop(columns="n_rows", errors="ignore")
+
+
+def _in_order(methods):
+    known = list(METHODS)
+    return sorted(methods, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
+    """How noisy each kind of negative is, and how well a *small* value of each detector finds the noise.
+
+    noise  frame: base, kind, part, question_kind, is_noise, n_tokens, equals_chosen and margins; measured rows count
+    Returns a frame kind, detector, n_rows, noise_rate, rate_lo, rate_hi, auroc, lo, hi, over, within_kinds, within_lo,
+    within_hi; `within` compares only rows of one base and question kind. Empty where no truth is known.
+    """
+    rows = []
+    known = noise[(noise["part"] == "measured") & ~noise["base"].isin(development_bases)].dropna(subset=["is_noise"])
+    for kind, of_kind in known.groupby("kind"):
+        of_kind = of_kind.assign(differs=1 - of_kind["equals_chosen"].astype(float))
+        truth = of_kind["is_noise"].to_numpy(bool)
+        strata = of_kind["base"].astype(str) + "/" + of_kind["question_kind"].astype(str)
+        share = stats.rate(truth.sum(), len(truth))
+        for detector in NOISE_DETECTORS:
+            over_bases = stats.auroc_over_bases(of_kind, detector)
+            within = stats.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
+            rows.append(
+                {"kind": kind, "detector": detector, "n_rows": len(truth)}
+                | {"noise_rate": share.value, "rate_lo": share.lo, "rate_hi": share.hi}
+                | {"auroc": over_bases.value, "lo": over_bases.lo, "hi": over_bases.hi, "over": over_bases.over}
+                | {"within_kinds": within.value, "within_lo": within.lo, "within_hi": within.hi}
+            )
+    return pd.DataFrame(rows)
+
+
+def number(value, lo=None, hi=None, digits=2):
+    """ "0.41 [0.35, 0.47]"; without an interval "0.41"; "–" for nothing."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    bounds = [] if lo is None or hi is None or not (np.isfinite(lo) and np.isfinite(hi)) else [lo, hi]
+    head, *tail = (f"{x + 0.0:.{digits}f}".replace("-", "−") for x in (value, *bounds))
+    return f"{head} [{', '.join(tail)}]" if tail else head
+
+
+def markdown_table(header, rows):
+    """Lines of a markdown table; `|` in cells is escaped."""
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def method_table(table, measures):
+    """Methods × measures as markdown, from the frame of `estimates`; "" if none of the measures is there."""
+    here = [name for name in measures if name in set(table.get("measure", ()))]
+    if not here:
+        return ""
+    cells = {(row.method, row.measure): row for row in table.itertuples()}
+    labels = dict(zip(table["method"], table["method_label"], strict=True))
+    rows = [
+        [label, *(_cell(cells[method, name]) if (method, name) in cells else "–" for name in here)]
+        for method, label in labels.items()
+    ]
+    return markdown_table(["method", *(stats.MEASURES[n].label + ARROW[stats.MEASURES[n].better] for n in here)], rows)
+
+
+def _cell(row):
+    return number(row.value, row.lo, row.hi, 1 if row.measure == "tokens" else 2)
+
+
+def claims_table(ledger):
+    """One line per claim as markdown."""
+    rows = [[c["id"], c["claim"], f"**{c['verdict']}**", c["n_bases"], c.get("note", "")] for c in ledger]
+    return markdown_table(["", "claim", "verdict", "bases", "why"], rows)
+
+
+def component_table(ledger):
+    """One line per component that was run, as markdown."""
+    rows = []
+    for claim in ledger:
+        for c in (c for c in claim["components"] if c["verdict"] != "not run"):
+            wanted = (
+                f"within ±{c['margin']:g}"
+                if c["margin"]
+                else {"up": "> ", "down": "< "}[c["direction"]] + f"{c['null']:g}".replace("-", "−")
+            )
+            effect = number(c["effect"], *c["ci95"], digits=3)
+            rows.append([claim["id"], c["metric"], c["comparison"], effect, wanted, c["over"], c["verdict"]])
+    header = ["claim", "measure", "comparison", "effect [95 %]", "claimed", "interval over", "verdict"]
+    return markdown_table(header, rows) if rows else "None was run."
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def markdown(profile, table, noise, ledger, command):
+    """report.md as text. profile: Profile; table, noise: frames of `estimates`, `noise_table`; ledger: of claims."""
+    parts = [
+        f"# What the `{profile.name}` run found",
+        f"Written by notebook 05; `{command}` makes it again. Every number below is generated.",
+        "## Setting",
+        _setting(profile),
+        "## Methods",
+        f"Mean [95 % interval{over_what(table)}]. ↑ higher is better, ↓ lower.",
+    ]
+    for title, measures in GROUPS.items():
+        text = method_table(table, measures)
+        parts += [f"### {title}", text] if text else []
+        parts += [CHAIR_NOTE] if text and "CHAIRs" in measures else []
+    parts += [
+        "## Noise",
+        _noise_text(noise),
+        "## Claims",
+        claims_table(ledger),
+        "### Components",
+        component_table(ledger),
+    ]
+    parts += [TRUST, "\n".join(f"- {line}" for line in trust(profile, ledger))]
+    return "\n\n".join(parts) + "\n"
+
+
+def over_what(table):
+    """ " over seeds": what the intervals of a frame of `estimates` are over."""
+    over = list(dict.fromkeys(table["over"])) if len(table) else []
+    return f" over {' or '.join(over)}" if over else ""
+
+
+def _setting(profile):
+    t, weights = profile.training, "4-bit NF4" if profile.quantisation.four_bit else "unquantised"
+    numbers = f"{t.beta:g}, {t.learning_rate:g}, {t.epochs:g}, {t.batch_size} × {t.accumulation}"
+    rows = [
+        ["model, data", f"{profile.model}, {profile.data}"],
+        ["rows", f"{profile.rows} to train on, {profile.heldout_rows} held out"],
+        ["bases; seeds", f"{', '.join(map(str, profile.bases))}; {', '.join(map(str, profile.seeds))}"],
+        ["trained", f"LoRA r = {profile.lora.r} on {weights} weights, {profile.device}"],
+        ["β, learning rate, epochs, batch", numbers],
+        ["masked image", profile.perturbation.image],
+    ]
+    return markdown_table(["setting", "value"], rows)
+
+
+def _noise_text(noise):
+    if noise is None or noise.empty:
+        return "The truth of these rows is not known, or notebook 02 was not run: no noise rate, no AUROC."
+    kinds = noise.drop_duplicates("kind")
+    rates = [f"{r.kind}: {number(r.noise_rate, r.rate_lo, r.rate_hi)} of {r.n_rows} rows" for r in kinds.itertuples()]
+    rows = [
+        [r.kind, NOISE_DETECTORS[r.detector], number(r.auroc, r.lo, r.hi), r.over]
+        + [number(r.within_kinds, r.within_lo, r.within_hi)]
+        for r in noise.itertuples()
+    ]
+    header = ["kind", "small value of", "AUROC [95 %]", "over", "within question kinds, over rows"]
+    return (
+        "Share of negatives that are in truth good answers: " + "; ".join(rates) + " (Wilson).\n\n"
+        "How well a small value finds them (0.5 = not at all); raw margins are the base's alone, before training.\n\n"
+        + markdown_table(header, rows)
+    )
+
+
+def trust(profile, ledger):
+    """Sentences on what the run can and cannot say, from what it was."""
+    ran = [c for claim in ledger for c in claim["components"] if c["verdict"] != "not run"]
+    n_bases = max((c["n_bases"] for c in ran), default=0)
+    lines = [
+        f"{len(ran)} comparisons were made; none is corrected for their number.",
+        f"At most {n_bases} reporting base{'s'[: n_bases != 1]}: "
+        + ("intervals speak for new bases." if n_bases >= claims.MIN_BASES else "no verdict can speak for new bases, "
+           f"which takes {claims.MIN_BASES}; an interval over seeds or rows speaks for this base only."),
+        "The rule for verdicts was fixed before the run; it stands in `napo/claims.py`.",
+    ]  # fmt: skip
+    if profile.is_desk:
+        lines.append(
+            "The desk world (rendered scenes, models of under a million parameters) tests the mechanics and the noise "
+            "behaviour of the method. It says nothing about the scores of LLaVA-1.5-7B."
+        )
+    if profile.quantisation.four_bit:
+        lines.append("Trained: LoRA on a 4-bit base on one device; the paper trained all weights on 8 GPUs.")
+    return lines
+
+
+def write(folder, profile, scores, noise=None, *, rng, command=None):
+    """Notebook 05's last act: tables/*.csv, claims.json and report.md in `folder`, each whole or not at all.
+
+    profile  Profile;  scores, noise  all cells' and all bases' frames;  rng  of the bootstrap
+    Returns (ledger, estimates frame, noise table or None).
+    """
+    folder = Path(folder)
+    ledger, table = claims.ledger(scores, noise), estimates(scores)
+    noisy = None if noise is None else noise_table(noise, rng)
+    with artifacts.atomic(folder / "tables") as tables:
+        tables.mkdir()
+        table.to_csv(tables / "methods.csv", index=False)
+        if noisy is not None:
+            noisy.to_csv(tables / "noise.csv", index=False)
+    artifacts.write_json(ledger, folder / "claims.json")
+    page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}")
+    with artifacts.atomic(folder / "report.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return ledger, table, noisy
+
+
+if __name__ == "__main__":
+    from napo.publish import main
+
+    sys.exit(main())

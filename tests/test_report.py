@@ -1,0 +1,286 @@
+"""napo.report: numbers come out as they went in, the page says what it rests on, publishing needs a source."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from napo import artifacts, circumstances, claims, profiles, publish, report, run, stats
+from napo.notebooks import Notebook
+
+CAPTIONS = {"CHAIRs": 0.2, "hallucinated": 1.0, "mentioned": 4.0, "covered": 1.0, "present": 2.0, "tokens": 7.0}
+SHARES = {
+    "vqa_factual": {"accuracy": 0.9, "irrelevant": 0.3},
+    "vqa_counterfactual": {"accuracy": 0.4, "irrelevant": 0.1},
+    "captions": CAPTIONS,
+    "vlind": {"CK": 1.0, "VP": 0.8, "CB": 0.5, "LP": 0.25},
+}
+
+
+def run_scores(method, seed, gain=0.0):
+    """Ten examples a benchmark whose means are SHARES plus `gain` (shares), constant where SHARES is a count."""
+    rows = []
+    for benchmark, metrics in SHARES.items():
+        for metric, share in metrics.items():
+            for item in range(10):
+                value = float(item < round(10 * (share + gain))) if share < 1 else share
+                rows.append((method, 0, seed, 0.0, benchmark, metric, str(item), "", value))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def scores():
+    rows = run_scores("base", 0)
+    for seed, gain in enumerate((0.1, 0.2)):
+        rows += run_scores("dpo_original", seed) + run_scores("napo_paper", seed, gain)
+    return pd.DataFrame(rows, columns=[*stats.RUN, "benchmark", "metric", "example_id", "question_kind", "value"])
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """60 measured rows a kind, 15 of them noise with raw margins smaller by 5; reward margins say nothing."""
+    rng, frames = np.random.default_rng(0), []
+    for kind in ("language_biased", "vision_biased"):
+        frame = pd.DataFrame({"base": 0, "kind": kind, "part": "measured", "question_kind": ["where", "count"] * 30})
+        frame["is_noise"] = pd.array([True] * 15 + [False] * 45, "boolean")
+        for column in ("raw_margin", "raw_mean_margin", "margin", "mean_margin"):
+            frame[column] = rng.normal(size=60) - 5 * (column.startswith("raw") & frame["is_noise"].astype(bool))
+        frames.append(frame.assign(n_tokens=5, equals_chosen=frame["is_noise"].astype(bool)))
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, scores, noise):
+    """A run folder with what `report.write` writes."""
+    folder = tmp_path_factory.mktemp("run")
+    report.write(folder, profiles.PROFILES["desk"], scores, noise, rng=np.random.default_rng(0))
+    return folder
+
+
+def test_estimates_by_hand(scores):
+    table = report.estimates(scores).set_index(["method", "measure"])
+    napo = table.loc[("napo_paper", "acc_counterfactual")]
+    half = 12.7062 * 0.1 / 2  # t(.975, 1) * sd / sqrt(2), sd = 0.1 / sqrt(2)
+    assert (napo["value"], napo["hi"] - napo["value"]) == pytest.approx((0.55, half), abs=1e-4)
+    assert (napo["over"], napo["n_seeds"], napo["method_label"]) == ("seeds", 2, "NaPO (paper)")
+    assert table.loc[("base", "CHAIRi"), "value"] == 0.25 and np.isnan(table.loc[("base", "CHAIRi"), "lo"])
+    assert list(table.index.get_level_values(0).unique()) == ["base", "dpo_original", "napo_paper"]
+    assert "pref_rejected" not in table.index.get_level_values(1)
+
+
+def test_development_bases_and_swapped_labels_stay_out_of_the_tables(scores):
+    other = scores[scores.method == "napo_paper"].assign(value=0.0)
+    both = pd.concat([scores, other.assign(base=100), other.assign(flip_rate=0.4)])
+    pd.testing.assert_frame_equal(report.estimates(both), report.estimates(scores))
+
+
+def test_noise_table_by_hand(noise):
+    table = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
+    raw = table.loc[("language_biased", "raw_margin")]
+    assert (raw["noise_rate"], raw["n_rows"]) == (0.25, 60) and raw["auroc"] > 0.95 and raw["over"] == "rows"
+    assert raw["within_kinds"] > 0.95
+    assert table.loc[("vision_biased", "differs"), "auroc"] == 1.0  # noise = equals the chosen answer, here
+    assert table.loc[("vision_biased", "n_tokens"), "auroc"] == 0.5  # all of one length
+    margin = table.loc[("language_biased", "margin")]
+    assert margin["lo"] < 0.5 < margin["hi"]
+    assert report.noise_table(noise.assign(part="probe"), np.random.default_rng(0)).empty
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((0.4, 0.35, 0.456), "0.40 [0.35, 0.46]"),
+        ((-0.4, float("nan"), float("nan")), "−0.40"),
+        ((-0.0, None, None), "0.00"),
+        ((None,), "–"),
+        ((float("nan"), 0, 1), "–"),
+        ((7.25, 7.0, 7.5, 1), "7.2 [7.0, 7.5]"),
+    ],
+)
+def test_numbers_as_text(arguments, text):
+    assert report.number(*arguments) == text
+
+
+def test_the_page_says_what_it_found_and_what_it_rests_on(written, scores):
+    page = (written / "report.md").read_text()
+    assert "| NaPO (paper) | 0.55 [" in page and "| base model | 0.40 | 0.90 | 0.65 | 0.20 |" in page
+    assert "CHAIR_i ↓ | coverage ↑" in page and "S_CK ↑ | S_VP ↑ | S_CB ↑ | S_LP ↑ | Acc_CB ↑ | Acc_LP ↑" in page
+    assert "`make reproduce PROFILE=desk`" in page and "It says nothing about the scores of LLaVA-1.5-7B" in page
+    assert "language_biased: 0.25 [" in page and "within question kinds" in page
+    assert "| C3 | mDPO" in page and "**not run**" in page and "not run: mdpo" in page
+    assert "At most 1 reporting base: no verdict can speak for new bases" in page
+
+
+def test_what_is_written_beside_the_page(written, scores):
+    ledger = json.loads((written / "claims.json").read_text())
+    assert ledger[0]["verdict"] == "inconclusive" and ledger[0]["components"][0]["effect"] == pytest.approx(0.15)
+    table = pd.read_csv(written / "tables" / "methods.csv")
+    pd.testing.assert_frame_equal(table, report.estimates(scores), check_dtype=False)
+    assert len(pd.read_csv(written / "tables" / "noise.csv")) == 2 * len(report.NOISE_DETECTORS)
+
+
+def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
+    report.write(tmp_path, profiles.PROFILES["paper"], scores, None, rng=np.random.default_rng(0))
+    page = (tmp_path / "report.md").read_text()
+    assert "no noise rate" in page and "desk world" not in page and not (tmp_path / "tables" / "noise.csv").exists()
+
+
+def test_a_second_report_leaves_no_table_of_the_first(tmp_path, scores, written):
+    folder = shutil.copytree(written, tmp_path / "run")
+    assert (folder / "tables" / "noise.csv").exists()
+    report.write(folder, profiles.PROFILES["desk"], scores, None, rng=np.random.default_rng(0))
+    assert [path.name for path in (folder / "tables").iterdir()] == ["methods.csv"]
+
+
+def test_the_component_table_states_margins_and_nulls(scores):
+    many = pd.concat([scores.assign(base=b) for b in range(5)])
+    many = pd.concat([many, many[many.method == "base"].assign(method="mdpo")])
+    text = report.component_table(claims.ledger(many))
+    assert "| C3 | Acc_CB | mdpo - base | 0.000 [0.000, 0.000] | within ±0.05 | bases | reproduced |" in text
+    assert "| > −0.05 |" in text and "| < 0 |" in text
+
+
+# ---- publishing -----------------------------------------------------------------------------------------------------
+
+
+def git(root, *arguments):
+    command = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def session(tmp_path, written, monkeypatch):
+    """A repository with one notebook, run to its end, with figure, tables, claims and report."""
+    monkeypatch.setattr(circumstances, "_git_state", circumstances._git_state.__wrapped__)
+    root = tmp_path / "repository"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "napo").mkdir()
+    (root / "napo" / "__init__.py").write_text("")
+    cell = {"cell_type": "code", "source": "1", "metadata": {}, "execution_count": 1, "outputs": []}
+    notebook = json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    (root / "notebooks" / "05_ablations.ipynb").write_text(notebook)
+    (root / "README.md").write_text(f"# Kit\n\n{publish.BEGIN}\n{publish.END}\n\nThe end.\n")
+    (root / ".gitignore").write_text("runs/\nfigures/*\n!figures/study/\n")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "start")
+    table = (Notebook("05_ablations", writes=("claims.json", "report.md", "tables/*.csv")),)
+    made = run.Session("desk", root=root, package=root / "napo", notebooks=table)
+    shutil.copytree(written, made.folder)
+    (root / "figures" / "desk").mkdir(parents=True)
+    for name in ("comparison", "loss_family", "left_by_older_code"):
+        (root / "figures" / "desk" / f"{name}.png").write_bytes(b"PNG " + name.encode())
+    executed = made.executed(table[0])
+    executed.write_text(notebook)
+    figures = {
+        f"figures/desk/{n}.png": artifacts.content_hash(root / f"figures/desk/{n}.png")
+        for n in ("comparison", "loss_family")
+    }
+    record = {
+        "key": run.notebook_key(made, table[0], {}),
+        "notebook": artifacts.content_hash(executed),
+        "parameters": {},
+        "writes": made.matches(table[0].writes),
+        "figures": figures,
+    }
+    artifacts.write_json(record | circumstances.circumstances(root), made.executed(table[0], ".json"))
+    return made
+
+
+def published(session, *options):
+    return publish.main(["publish", "--profile", "desk", *options], session)
+
+
+def test_publish_copies_everything_with_its_source(session, capsys):
+    assert published(session) == 0
+    study = session.root / "figures" / "study"
+    names = {
+        "claims.json",
+        "comparison.png",
+        "loss_family.png",
+        "methods.csv",
+        "noise.csv",
+        "provenance.json",
+        "report.md",
+    }
+    assert {path.name for path in study.iterdir()} == names
+    about = json.loads((study / "provenance.json").read_text())
+    head = subprocess.run(["git", "-C", str(session.root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert (about["profile"], about["git_commit"], about["git_dirty"]) == ("desk", head.strip(), False)
+    assert about["files"]["comparison.png"] == artifacts.content_hash(study / "comparison.png")
+    assert (
+        set(about["files"]) == names - {"provenance.json"} and about["notebooks"]["05_ablations"]["git_dirty"] is False
+    )
+    assert "published desk" in capsys.readouterr().out
+
+
+def test_publish_writes_the_readme_block_and_again_without_change(session):
+    assert published(session) == 0
+    first = (session.root / "README.md").read_text()
+    assert first.startswith(f"# Kit\n\n{publish.BEGIN}\n") and first.endswith(f"{publish.END}\n\nThe end.\n")
+    assert "![Every method" in first and "(figures/study/comparison.png)" in first
+    assert "How far to trust this:\n\n- 7 comparisons" in first
+    assert "[loss_family](figures/study/loss_family.png)" in first and "| C1 | NaPO" in first
+    assert published(session) == 0  # what publishing itself has changed does not count as uncommitted code
+    second = (session.root / "README.md").read_text()
+    assert second == first
+    assert second == publish.readme_text(session.root, publish.readme_block(session.root / "figures" / "study"))
+
+
+def refused(session, capsys, *options):
+    """The one line that a refused publishing prints; nothing was written."""
+    before = (session.root / "README.md").read_text()
+    assert published(session, *options) == 2
+    assert not (session.root / "figures" / "study").exists() and (session.root / "README.md").read_text() == before
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_uncommitted_code_is_refused_or_recorded(session, capsys):
+    (session.root / "napo" / "new.py").write_text("x = 1\n")
+    assert "with uncommitted changes: commit first" in refused(session, capsys)
+    assert published(session, "--allow-dirty") == 0
+    study = session.root / "figures" / "study"
+    assert json.loads((study / "provenance.json").read_text())["git_dirty"] is True
+    assert "with uncommitted changes" in (session.root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.executed(s.notebooks[0], ".json").unlink(), "has not been run to its end"),
+        (lambda s: s.executed(s.notebooks[0], ".partial.ipynb").write_text("{}"), "not up to date"),
+        (lambda s: (s.folder / "claims.json").write_text("[]"), "not up to date"),
+        (lambda s: (s.root / "figures" / "desk" / "comparison.png").unlink(), "not up to date"),
+        (lambda s: (s.root / "README.md").write_text("# no markers\n"), "once each"),
+    ],
+)
+def test_an_incomplete_run_is_refused(session, capsys, damage, message):
+    damage(session)
+    assert message in refused(session, capsys)
+
+
+def test_a_run_of_other_code_is_refused(session, capsys):
+    path = session.root / "notebooks" / "05_ablations.ipynb"
+    path.write_text(path.read_text().replace('"source": "1"', '"source": "2"'))
+    git(session.root, "commit", "-qam", "change")
+    assert "not up to date: make reproduce PROFILE=desk" in refused(session, capsys)
+
+
+def test_an_unknown_profile_is_refused(capsys):
+    assert publish.main(["publish", "--profile", "dessk"]) == 2
+    assert "unknown profile 'dessk'" in capsys.readouterr().err
+
+
+STUDY = artifacts.repository_root() / "figures" / "study"
+
+
+@pytest.mark.skipif(not STUDY.exists(), reason="nothing published yet: make publish")
+def test_the_readme_shows_what_is_published_and_nobody_edited_it():
+    root = artifacts.repository_root()
+    assert (root / "README.md").read_text(encoding="utf-8") == publish.readme_text(root, publish.readme_block(STUDY))
+    files = json.loads((STUDY / "provenance.json").read_text(encoding="utf-8"))["files"]
+    assert files == {p.name: artifacts.content_hash(p) for p in STUDY.iterdir() if p.name != "provenance.json"}
