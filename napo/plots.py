@@ -25,28 +25,16 @@ KIND_STYLE = {  # colour and dash of each kind of response, everywhere
     "vision_biased": (VIOLET, DASHES[3]),
 }
 WIDTH, DPI = 8.0, 150  # inches, dots per inch
+# fmt: off
 STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ebebef",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "figure.dpi": 100,
-    "savefig.dpi": DPI,
+    "font.size": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#ebebef", "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": DPI,
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, RED, PURPLE, GREY, VIOLET]),
 }
+# fmt: on
 
 
 class Picture(Figure):
@@ -149,7 +137,7 @@ MARGIN_LABELS = {
 def margins_by_truth(noise, columns=("raw_margin", "raw_mean_margin"), auroc=None, title=None):
     """Figure 4 of the paper with every measured row: margins of noise and of noise-free negatives, by kind.
 
-    noise    frame: kind, is_noise (rows with unknown truth are not drawn), and the columns
+    noise    frame: kind, is_noise, and the columns; rows without truth are drawn (grey) only where no row has any
     columns  two raw margins (of the base, before training) or two reward margins (after the probe), never mixed
     auroc    dict (kind, column) -> (value, lo, hi), computed by the caller, for the panel titles
     Raises ValueError if raw and reward margins are mixed.
@@ -161,12 +149,16 @@ def margins_by_truth(noise, columns=("raw_margin", "raw_mean_margin"), auroc=Non
     figure = new_figure(0.5 + 2.5 * len(kinds))
     axes = figure.subplots(len(kinds), len(columns), squeeze=False)
     for kind, line in zip(kinds, axes, strict=True):
-        rows = noise[(noise["kind"] == kind)].dropna(subset=["is_noise"])
+        rows = noise[noise["kind"] == kind]
+        known = rows.dropna(subset=["is_noise"])
+        truth = known["is_noise"].astype(bool)
         for column, ax in zip(columns, line, strict=True):
-            _margin_panel(ax, rows[column].to_numpy(float), rows["is_noise"].to_numpy(bool))
+            groups = {"noise-free": known.loc[~truth, column], "noise": known.loc[truth, column]}
+            _margin_panel(ax, groups if len(known) else {"truth unknown": rows[column]})
             ax.set_title(label_of(kind))
-            if (kind, column) in (auroc or {}):
-                text = "AUROC {:.2f} [{:.2f}, {:.2f}]".format(*auroc[kind, column])
+            found = (auroc or {}).get((kind, column), (np.nan,) * 3)
+            if np.isfinite(found[0]):
+                text = "AUROC {:.2f} [{:.2f}, {:.2f}]".format(*found)
                 ax.set_title(text, loc="right", fontsize=9, fontweight="normal")
             ax.set(xlabel=MARGIN_LABELS.get(column, column), ylabel="share of rows")
     default = "Raw margin of the base, before training" if raw == {True} else "Reward margin, after the probe"
@@ -174,18 +166,24 @@ def margins_by_truth(noise, columns=("raw_margin", "raw_mean_margin"), auroc=Non
     return figure
 
 
-def _margin_panel(ax, margin, is_noise):
-    """Two histograms on common bins, each summing to 1, with every row as a tick below."""
-    finite = margin[np.isfinite(margin)]
-    edges = np.linspace(*_span(finite), 31)
-    for flag, name, colour, hatch in ((False, "noise-free", BLUE, None), (True, "noise", ORANGE, "////")):
-        values = margin[is_noise == flag]
+TRUTH_STYLE = {
+    "noise-free": (BLUE, None, -0.075),
+    "noise": (ORANGE, "////", -0.035),
+    "truth unknown": (GREY, None, -0.055),
+}
+
+
+def _margin_panel(ax, groups):
+    """Histograms on common bins, each summing to 1, with every row as a tick below. groups: name -> Series."""
+    groups = {name: values.to_numpy(float)[np.isfinite(values.to_numpy(float))] for name, values in groups.items()}
+    edges = np.linspace(*_span(np.concatenate(list(groups.values()))), 31)
+    for name, values in groups.items():
+        colour, hatch, below = TRUTH_STYLE[name]
         weights = np.full(len(values), 1 / max(len(values), 1))
         style = {"hatch": hatch, "alpha": 0.55, "color": colour, "edgecolor": colour, "lw": 1.2}
         ax.hist(values, edges, weights=weights, histtype="stepfilled", label=f"{name} (n = {len(values)})", **style)
         tick = {"marker": "|", "ls": "", "color": colour, "ms": 5, "mew": 0.8, "clip_on": False}
-        below = np.full(len(values), -0.035 if flag else -0.075)
-        ax.plot(values, below, transform=ax.get_xaxis_transform(), **tick)
+        ax.plot(values, np.full(len(values), below), transform=ax.get_xaxis_transform(), **tick)
     ax.axvline(0, color=INK, lw=0.8)
     ax.tick_params(axis="x", pad=9)
     ax.set_ylim(0, 1.4 * ax.get_ylim()[1])  # room for the legend

@@ -22,6 +22,7 @@ GROUPS = {  # measures that are always shown together
 CHAIR_NOTE = "CHAIR falls by itself when captions mention less: read it with coverage and length."
 TRUST = "## How far to trust this"
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
+ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds".split()
 NOISE_DETECTORS = {
     "raw_margin": "raw margin, sum",
     "raw_mean_margin": "raw margin, mean",
@@ -52,7 +53,7 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
             label = METHODS[method].label if method in METHODS else method
             row = {"method": method, "method_label": label, "measure": name, "measure_label": measure.label}
             rows.append(row | {"better": measure.better} | asdict(found))
-    return pd.DataFrame(rows).drop(columns="n_rows", errors="ignore")
+    return pd.DataFrame(rows, columns=ESTIMATE_COLUMNS)
 
 
 def _in_order(methods):
@@ -103,7 +104,7 @@ def markdown_table(header, rows):
 
 def method_table(table, measures):
     """Methods × measures as markdown, from the frame of `estimates`; "" if none of the measures is there."""
-    here = [name for name in measures if name in set(table.get("measure", ()))]
+    here = [name for name in measures if name in set(table["measure"])]
     if not here:
         return ""
     cells = {(row.method, row.measure): row for row in table.itertuples()}

@@ -115,6 +115,16 @@ def test_margin_titles_never_call_one_margin_the_other():
         plots.margins_by_truth(noise_frame(), ("raw_margin", "margin"))
 
 
+def test_without_any_known_truth_the_margins_are_still_shown():
+    unknown = noise_frame().assign(is_noise=pd.array([None] * 80, "boolean"))
+    nan = float("nan")
+    axes = plots.margins_by_truth(unknown, auroc={("language_biased", "raw_margin"): (nan, nan, nan)}).axes
+    assert [t.get_text() for t in axes[0].get_legend().get_texts()] == ["truth unknown (n = 40)"]
+    assert axes[0].get_title(loc="right") == ""
+    empty = plots.margins_by_truth(unknown.assign(raw_margin=nan)).axes[0]
+    assert empty.get_legend().get_texts()[0].get_text() == "truth unknown (n = 0)"
+
+
 def test_margins_show_group_sizes_and_the_computed_auroc_and_leave_out_unknown_truth():
     frame = noise_frame()
     frame.loc[0, "is_noise"] = pd.NA
