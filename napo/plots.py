@@ -256,8 +256,8 @@ def comparison(estimates, reference=None, title=None, columns=3):
     labels = labels["method_label"] if "method_label" in labels else labels["method"]
     axes[0, 0].set_yticks(range(len(methods)), list(labels))
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
-    whole = title or f"Means with 95 % intervals over {', '.join(dict.fromkeys(estimates['over']))}"
-    _headline(figure, whole)
+    over = " and ".join(dict.fromkeys(estimates["over"][np.isfinite(estimates["lo"])]))
+    _headline(figure, title or (f"Means with 95 % intervals over {over}" if over else "Single runs, no intervals"))
     return figure
 
 
@@ -308,12 +308,18 @@ def _picture_cell(ax, image, text, image_height, cell_height):
     """Image on top of the cell, lines of text under it. Heights in inches."""
     share = image_height / cell_height
     inset = ax.inset_axes((0.0, 1 - share, 1.0, share))
-    inset.imshow(np.asarray(image), interpolation="nearest")
+    _show(inset, image)
     inset.set_anchor("NW")
     inset.axis("off")
     for index, (line, colour, weight) in enumerate(text):
         y = 1 - share - (0.08 + 0.19 * index) / cell_height
         ax.text(0, y, line, transform=ax.transAxes, va="top", fontsize=9, color=colour, fontweight=weight)
+
+
+def _show(ax, image):
+    """Draw a PIL image of any mode, or an array, pixel by pixel."""
+    pixels = image.convert("RGB") if hasattr(image, "convert") else image
+    ax.imshow(np.asarray(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def _answer_lines(row, width):
@@ -350,7 +356,7 @@ def _mask_tile(ax, image):
     if image is None:
         ax.text(0.5, 0.5, "no image", ha="center", va="center", color=GREY, transform=ax.transAxes)
     else:
-        ax.imshow(np.asarray(image), interpolation="nearest")
+        _show(ax, image)
     for spine in ax.spines.values():
         spine.set(visible=True, color=FAINT)
 

@@ -147,6 +147,19 @@ def test_comparison_draws_intervals_only_where_there_are_any():
     assert axes[0].yaxis_inverted() and [t.get_text() for t in axes[0].get_yticklabels()][0] == "basebasebase"
 
 
+def test_comparison_says_what_its_intervals_are_over():
+    frame = estimates_frame()
+    assert plots.comparison(frame).get_suptitle() == "Means with 95 % intervals over seeds"
+    assert plots.comparison(frame.assign(lo=np.nan, hi=np.nan)).get_suptitle() == "Single runs, no intervals"
+
+
+@pytest.mark.parametrize("image", [Image.new("L", (8, 8), 100), np.full((8, 8), 100, np.uint8), Image.new("P", (8, 8))])
+def test_grey_and_palette_images_are_shown_in_their_own_colours(image):
+    drawn = plots.pictures([{"image": image, "question": "?", "answers": {}}]).findobj(matplotlib.image.AxesImage)
+    red, green, blue, _ = drawn[0].make_image(None, unsampled=True)[0][0, 0]
+    assert red == green == blue == (0 if getattr(image, "mode", "") == "P" else 100)
+
+
 def test_pictures_shows_at_most_six_and_marks_what_it_cuts():
     figure = plots.pictures(picture_rows(9))
     assert len(figure.findobj(matplotlib.image.AxesImage)) == 6
