@@ -40,9 +40,7 @@ def generate(model, processor, prompts, settings, label=None, min_new_tokens=Non
 
 def answer_batch(model, processor, texts, images, settings, min_new_tokens=None):
     """Answers to prompts that fit one batch; `images` is None or one per prompt."""
-    inputs = processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left").to(
-        model.device
-    )
+    inputs = packing.tokenised(texts, images, processor, padding=True, padding_side="left").to(model.device)
     generated = model.generate(
         **inputs,
         do_sample=False,

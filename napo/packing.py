@@ -25,6 +25,13 @@ def prompt_text(row, processor, image=True, question=True):
     return processor.apply_chat_template(conversation(row, image, question), add_generation_prompt=True)
 
 
+def tokenised(texts, images, processor, **settings):
+    """Prompts as the model reads them: tensors of the processor, image tokens included, with one start token."""
+    start = processor.tokenizer.bos_token
+    written = start is not None and texts[0].startswith(start)  # by the template: the tokenizer must not add another
+    return processor(text=texts, images=images, return_tensors="pt", add_special_tokens=not written, **settings)
+
+
 def response_ids(text, row, processor):
     """Token ids of a response as they follow the row's prompt, with the end token last.
 
@@ -56,7 +63,7 @@ def encode(row, processor, kinds, max_length=None):
     Raises BadInput, naming the row, for an empty response or a prompt that alone reaches max_length: image tokens are
     never cut.
     """
-    inputs = processor(text=[prompt_text(row, processor)], images=[row["image"]], return_tensors="pt")
+    inputs = tokenised([prompt_text(row, processor)], [row["image"]], processor)
     prompt_ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask")
     room = None if max_length is None else max_length - len(prompt_ids)
@@ -84,7 +91,7 @@ def encode(row, processor, kinds, max_length=None):
 def check_image_tokens(model, processor, row):
     """Raises BadInput where processor and model disagree on the number of image tokens (found before any training
     step)."""
-    inputs = processor(text=[prompt_text(row, processor)], images=[row["image"]], return_tensors="pt").to(model.device)
+    inputs = tokenised([prompt_text(row, processor)], [row["image"]], processor).to(model.device)
     try:
         with torch.no_grad():
             model(**inputs)
