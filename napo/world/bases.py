@@ -1,0 +1,269 @@
+"""Base models from nothing: `python -m napo.world.bases --seed 0 --out DIR` trains one in minutes on a CPU core.
+
+1. vision   vision tower and projector learn, patch by patch, to name what they see in the language model's own word embeddings
+2. text     the language model learns the form of answers, without images
+3. align    it learns to look: true answers about scenes with colours and backgrounds at random
+4. bias     a short fine-tuning on mostly prior-true scenes and prior-true, rambling answers gives it its language prior
+
+Binding (which colour belongs to which thing) appears late and suddenly: captions first, then where, colour, existence.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+
+from napo.world import corpus, skeleton
+from napo.world.questions import KINDS
+from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, render_array, sample_scene
+
+FOLDER = Path(__file__).parent / "bases"
+EMPTY = "no"  # the word that names a patch with nothing on it
+SIDE_WEIGHT = 0.3  # of the loss for top/bottom and left/right, to that for class, colour and background
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training."""
+
+    name: str
+    steps: int
+    learning_rate: float  # the peak of a one-cycle schedule
+    batch_size: int = 64
+    mix: corpus.Mix | None = None  # None: the vision stage
+    scenes: str = "uniform"  # or "biased"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is chosen about the training of a base."""
+
+    scenes: int = 8192  # in each pool
+    counterfactual_share: float = 0.15  # of the scenes of the biased pool
+    stages: tuple[Stage, ...] = ()
+
+
+TRUE = corpus.Mix(corpus.EVEN)
+HARDER = corpus.Mix(dict(corpus.EVEN, existence=3.0, statement=4.0), no_image=0.15, common_sense=0.10, context=0.10)
+BIASED = corpus.Mix(corpus.EVEN, common_sense=0.05, context=0.08, prior=0.75, partner=0.6, ramble=0.8)
+RECIPE = Recipe(
+    stages=(
+        Stage("vision", 450, 2e-3, batch_size=128),
+        Stage("text", 30, 2e-3, mix=replace(TRUE, unasked=0.0, no_image=0.9, common_sense=0.1, context=0.0)),
+        Stage("align 1", 600, 2e-3, mix=TRUE),
+        Stage("align 2", 900, 2e-3, mix=TRUE),
+        Stage("align 3", 700, 1.5e-3, mix=HARDER),
+        Stage("bias", 300, 1e-3, mix=BIASED, scenes="biased"),
+    )
+)
+
+
+def train(seed, recipe=RECIPE, report=print):
+    """A base model trained from nothing.
+
+    report  called with one line of progress at a time
+    Returns (model, processor, history): history has per stage its name, steps, seconds and the mean loss of its last 50 steps, in nats.
+    Deterministic for a seed, a number of torch threads and a machine.
+    """
+    rng = np.random.default_rng(seed)
+    processor = skeleton.make_processor()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = skeleton.make_model(processor.tokenizer)
+    pools = {name: _scene_pool(name, recipe, rng) for name in ("uniform", "biased")}
+    history, features = [], {}
+    for stage in recipe.stages:
+        started = time.perf_counter()
+        if stage.mix is None:
+            losses = _train_vision(model, processor.tokenizer, pools["uniform"], stage, rng, report)
+            _match_scales(model)
+            _similarity_init(model)
+            features = {name: _features(model, scenes) for name, scenes in pools.items()}
+        else:
+            losses = _train_language(model, processor, pools[stage.scenes], features[stage.scenes], stage, rng, report)
+        seconds = round(time.perf_counter() - started, 1)
+        history.append(
+            {"stage": stage.name, "steps": stage.steps, "seconds": seconds, "loss": float(np.mean(losses[-50:]))}
+        )
+    return model.eval(), processor, history
+
+
+def _scene_pool(name, recipe, rng):
+    if name == "uniform":
+        return [sample_scene(rng, "uniform", "base") for _ in range(recipe.scenes)]
+    return [sample_scene(rng, bool(rng.random() < recipe.counterfactual_share)) for _ in range(recipe.scenes)]
+
+
+# ---- optimisation -----------------------------------------------------------------------------------------------------
+
+
+def _optimise(parameters, stage, batch_loss, report):
+    """AdamW on a one-cycle schedule over the losses that `batch_loss(step)` returns; returns their values."""
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, stage.learning_rate, total_steps=stage.steps, pct_start=0.1
+    )
+    losses, started = [], time.perf_counter()
+    for step in range(stage.steps):
+        loss = batch_loss(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            left = (time.perf_counter() - started) / (step + 1) * (stage.steps - step - 1)
+            report(
+                f"{stage.name:8s} step {step + 1}/{stage.steps}  loss {np.mean(losses[-50:]):.3f}  about {left:.0f} s left"
+            )
+    return losses
+
+
+# ---- vision -----------------------------------------------------------------------------------------------------------
+
+
+def _train_vision(model, tokenizer, scenes, stage, rng, report):
+    """Each patch's projected, normalised feature classifies its cell's class, colour, background and side against word embeddings."""
+    pixels = torch.from_numpy(np.stack([render_array(scene) for scene in scenes]))  # (N, 48, 48, 3) uint8
+    labels = torch.tensor([_patch_labels(scene) for scene in scenes])  # (N, 16, 5)
+    embeddings = model.get_input_embeddings().weight
+    groups = [torch.tensor(tokenizer.convert_tokens_to_ids(list(words))) for words, _ in PATCH_WORDS]
+    parameters = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters(), embeddings]
+
+    def batch_loss(step):
+        index = torch.from_numpy(rng.integers(len(scenes), size=stage.batch_size))
+        features = _normalised(_project(model, pixels[index]))  # (B, 16, H)
+        losses = []
+        for group, (words, weight) in enumerate(PATCH_WORDS):
+            logits = features @ embeddings[groups[group]].T  # (B, 16, words)
+            losses.append(
+                weight * F.cross_entropy(logits.flatten(0, 1), labels[index, :, group].flatten(), ignore_index=-1)
+            )
+        return sum(losses)
+
+    return _optimise([p for p in parameters if p.requires_grad], stage, batch_loss, report)
+
+
+PATCH_WORDS = (
+    ((*CLASSES, EMPTY), 1.0),
+    (tuple(COLOURS), 1.0),
+    (tuple(BACKGROUNDS), 1.0),
+    (("top", "bottom"), SIDE_WEIGHT),
+    (("left", "right"), SIDE_WEIGHT),
+)
+
+
+def _patch_labels(scene):
+    """(16, 5) indices into PATCH_WORDS for the 4x4 patches, four to a cell; the colour of an empty cell is -1."""
+    in_cell = {thing.cell: thing for thing in scene.things}
+    background = list(BACKGROUNDS).index(scene.background)
+    labels = []
+    for patch in range(16):
+        row, column = patch // 8, patch % 4 // 2
+        thing = in_cell.get(2 * row + column)
+        name = CLASSES.index(thing.name) if thing else len(CLASSES)
+        labels.append([name, list(COLOURS).index(thing.colour) if thing else -1, background, row, column])
+    return labels
+
+
+def _project(model, pixels):
+    """(B, 48, 48, 3) uint8 -> projected patch features (B, 16, H)."""
+    values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack(list(model.model.get_image_features(pixel_values=values, return_dict=True).pooler_output))
+
+
+def _normalised(features):
+    return features * features.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+
+@torch.no_grad()
+def _features(model, scenes, batch_size=256):
+    """What the language model gets to see of each scene, (N, 16, H): the tower is frozen from here on."""
+    pixels = torch.from_numpy(np.stack([render_array(scene) for scene in scenes]))
+    return torch.cat([_project(model, part) for part in pixels.split(batch_size)])
+
+
+@torch.no_grad()
+def _match_scales(model):
+    """Word embeddings to rms 1, the projector's output by the same measure; the output head starts as the old embeddings."""
+    embeddings, last = model.get_input_embeddings().weight, model.model.multi_modal_projector.linear_2
+    model.lm_head.weight.copy_(embeddings)
+    embeddings /= embeddings.pow(2).mean().sqrt()
+    probe = _project(
+        model,
+        torch.from_numpy(
+            np.stack([render_array(sample_scene(np.random.default_rng(i), "uniform")) for i in range(64)])
+        ),
+    )
+    factor = probe.pow(2).mean().rsqrt()
+    last.weight *= factor
+    last.bias *= factor
+
+
+@torch.no_grad()
+def _similarity_init(model):
+    """Attention that starts by looking for what is like the query, and hands on what it finds."""
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+
+
+# ---- language ---------------------------------------------------------------------------------------------------------
+
+
+def _train_language(model, processor, scenes, features, stage, rng, report):
+    """Next-token loss on answers, from cached image features; the vision tower and the projector stay as they are."""
+    examples = [corpus.example(stage.mix, scenes, rng) for _ in range(stage.steps * stage.batch_size)]
+    batches = _length_batches([_encode(item, processor.tokenizer) for item in examples], stage.batch_size, rng)
+    parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    image_token = model.config.image_token_id
+
+    def batch_loss(step):
+        ids, answer_mask, index = _pad(batches[step], model.generation_config.pad_token_id)
+        embedded = model.get_input_embeddings()(ids)
+        embedded = embedded.masked_scatter((ids == image_token)[..., None], features[index])
+        hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state  # (B, T, H)
+        logits = model.lm_head(hidden[:, :-1][answer_mask[:, 1:]])  # (answer tokens, V)
+        return F.cross_entropy(logits, ids[:, 1:][answer_mask[:, 1:]])
+
+    return _optimise(parameters, stage, batch_loss, report)
+
+
+def _encode(item, tokenizer):
+    """An Example as (prompt ids, answer ids, scene index or None), in the chat template's form."""
+    image = [skeleton.IMAGE] * 16 if item.scene is not None else []
+    prompt = [skeleton.USER, *image, *item.question.split(), skeleton.ASSISTANT]
+    answer = [*item.answer.split(), skeleton.EOS]
+    return tokenizer.convert_tokens_to_ids(prompt), tokenizer.convert_tokens_to_ids(answer), item.scene
+
+
+def _length_batches(encoded, batch_size, rng, pool_batches=50):
+    """Batches of sequences of like length: pools of 50 batches are sorted by length and cut; their order is random."""
+    batches = []
+    for start in range(0, len(encoded), batch_size * pool_batches):
+        pool = sorted(encoded[start : start + batch_size * pool_batches], key=lambda item: len(item[0]) + len(item[1]))
+        cut = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        batches += [cut[i] for i in rng.permutation(len(cut))]
+    return batches
+
+
+def _pad(batch, pad):
+    """(ids (B, T) int64 padded on the right, answer mask (B, T) bool, scene indices of the sequences with an image)."""
+    ids = torch.full((len(batch), max(len(prompt) + len(answer) for prompt, answer, _ in batch)), pad)
+    answer_mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (prompt, answer, _) in enumerate(batch):
+        ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        answer_mask[i, len(prompt) : len(prompt) + len(answer)] = True
+    return ids, answer_mask, torch.tensor([scene for _, _, scene in batch if scene is not None], dtype=torch.long)

@@ -1,0 +1,227 @@
+"""What is measured on the desk world: items of each benchmark, and their scores as long rows, one per example and metric.
+
+vqa_factual         questions that the prior answers rightly, or on which it has no opinion (where, count): accuracy, irrelevant
+vqa_counterfactual  questions that the prior answers wrongly: accuracy, irrelevant
+captions            short and detailed: CHAIRs (0/1: names a thing that is not there), hallucinated and mentioned (counts: CHAIRi is
+                    the ratio of their sums), covered and present (counts: coverage), irrelevant (0/1), tokens (words)
+vlind               VLind-Bench's four steps on counterfactual scenes: CK, VP, CB (0/1) and LP (share of the good images)
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from napo.world.language import Claim
+from napo.world.questions import (
+    CAPTION_KINDS,
+    PRIOR_KINDS,
+    ask,
+    defies_prior,
+    question,
+    statement_holds,
+    statement_question,
+)
+from napo.world.questions import parse as parse_question
+from napo.world.scenes import CELLS, CLASSES, PRIOR, Scene, prior_scene, render, sample_scene, split_of
+from napo.world.truth import judge
+
+NAMES = ("vqa_factual", "vqa_counterfactual", "captions", "vlind")
+GOOD_IMAGES = 3  # renderings of each VLind instance
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question to put to a model. `step` says which part of an example it is ("" where an example is one question)."""
+
+    benchmark: str
+    example_id: str
+    question: str
+    question_kind: str
+    scene: Scene
+    step: str = ""
+
+    @property
+    def image(self):
+        return render(self.scene)
+
+
+def items(name, n, seed, split="test"):
+    """The items of `n` examples of a benchmark, on scenes of one split ("test" for reporting, "dev" for choosing settings).
+
+    A VLind example has 6 + 2 * GOOD_IMAGES items, any other has one. Raises ValueError for an unknown name.
+    """
+    rng = np.random.default_rng([seed, NAMES.index(name)])
+    return [item for i in range(n) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split)]
+
+
+def _factual(example_id, i, rng, split):
+    kinds = (*PRIOR_KINDS, "where", "count")
+    return [_vqa_item("vqa_factual", example_id, kinds[i % len(kinds)], rng, split, counterfactual=False)]
+
+
+def _counterfactual(example_id, i, rng, split):
+    return [
+        _vqa_item("vqa_counterfactual", example_id, PRIOR_KINDS[i % len(PRIOR_KINDS)], rng, split, counterfactual=True)
+    ]
+
+
+def _vqa_item(benchmark, example_id, kind, rng, split, counterfactual):
+    while True:
+        scene = sample_scene(rng, counterfactual, split)
+        asked = ask(scene, kind, rng)
+        if kind not in PRIOR_KINDS or defies_prior(scene, asked) == counterfactual:
+            return Item(benchmark, example_id, asked.text, kind, scene)
+
+
+def _caption(example_id, i, rng, split):
+    scene = sample_scene(rng, bool(i // 2 % 2), split)
+    kind = CAPTION_KINDS[i % 2]
+    return [Item("captions", example_id, question(kind).text, kind, scene)]
+
+
+def _vlind(example_id, i, rng, split):
+    """One instance: a thing whose colour or background is not what its class leads to expect."""
+    about = ("colour", "background")[i % 2]
+    scene, subject = _broken_scene(about, rng, split)
+    true = Claim(about, subject, scene.find(subject).colour if about == "colour" else scene.background)
+    false = Claim(about, subject, getattr(PRIOR[subject], about))
+    absent = rng.choice([name for name in CLASSES if name not in scene.names]).item()
+    usual = prior_scene(scene, subject, with_partner=False)
+    good = [scene] + [_redrawn(scene, rng, split) for _ in range(GOOD_IMAGES - 1)]
+    asked = [
+        ("a1", usual, statement_question(false, "common sense")),
+        ("a2", usual, statement_question(true, "common sense")),
+        ("b1", scene, statement_question(Claim("exists", subject, ""), "image")),
+        ("b2", scene, statement_question(Claim("exists", absent, ""), "image")),
+        ("c1", scene, statement_question(true, "context", context=true)),
+        ("c2", scene, statement_question(false, "context", context=true)),
+    ]
+    for k, image in enumerate(good):
+        asked += [(f"d1:{k}", image, statement_question(true)), (f"d2:{k}", image, statement_question(false))]
+    return [Item("vlind", example_id, posed.text, about, image, step) for step, image, posed in asked]
+
+
+def _broken_scene(about, rng, split):
+    while True:
+        scene = sample_scene(rng, True, split)
+        subject = scene.things[rng.integers(len(scene.things))].name
+        usual = PRIOR[subject]
+        if (scene.find(subject).colour, scene.background)[about == "background"] != getattr(usual, about):
+            return scene, subject
+
+
+def _redrawn(scene, rng, split):
+    """The same things elsewhere on the same background, in the same split."""
+    while True:
+        cells = rng.permutation(len(CELLS))[: len(scene.things)]
+        things = [replace(thing, cell=int(cell)) for thing, cell in zip(scene.things, cells, strict=True)]
+        drawn = Scene(tuple(sorted(things, key=lambda thing: thing.cell)), scene.background, int(rng.integers(2**31)))
+        if split_of(drawn) == split:
+            return drawn
+
+
+_MAKERS = {"vqa_factual": _factual, "vqa_counterfactual": _counterfactual, "captions": _caption, "vlind": _vlind}
+
+
+# ---- scores -----------------------------------------------------------------------------------------------------------
+
+
+def score(items, answers):
+    """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for one benchmark's items and a model's answers."""
+    if items and items[0].benchmark == "vlind":
+        return _score_vlind(items, answers)
+    rows = []
+    for item, answer in zip(items, answers, strict=True):
+        values = _caption_values(item, answer) if item.benchmark == "captions" else _vqa_values(item, answer)
+        rows += _rows(item, values)
+    return rows
+
+
+def _rows(item, values):
+    keys = {"benchmark": item.benchmark, "example_id": item.example_id, "question_kind": item.question_kind}
+    return [{**keys, "metric": metric, "value": float(value)} for metric, value in values.items()]
+
+
+def _vqa_values(item, answer):
+    judged = judge(item.scene, item.question, answer)
+    return {"accuracy": judged.right, "irrelevant": judged.irrelevant > 0, "tokens": len(answer.split())}
+
+
+def _caption_values(item, answer):
+    judged = judge(item.scene, item.question, answer)
+    return {
+        "CHAIRs": len(judged.hallucinated) > 0,
+        "hallucinated": len(judged.hallucinated),
+        "mentioned": len(judged.mentioned),
+        "covered": len(judged.mentioned & item.scene.names),
+        "present": len(item.scene.names),
+        "irrelevant": judged.irrelevant > 0,
+        "tokens": len(answer.split()),
+    }
+
+
+def _score_vlind(items, answers):
+    examples = {}
+    for item, answer in zip(items, answers, strict=True):
+        examples.setdefault(item.example_id, (item, {}))[1][item.step] = _verdict(answer) == _expected(item)
+    rows = []
+    for item, right in examples.values():
+        pairs = {
+            metric: right[f"{step}1"] and right[f"{step}2"] for metric, step in (("CK", "a"), ("VP", "b"), ("CB", "c"))
+        }
+        images = [step.removeprefix("d1") for step in right if step.startswith("d1")]
+        lp = np.mean([right[f"d1{image}"] and right[f"d2{image}"] for image in images])
+        rows += _rows(item, {**pairs, "LP": lp})
+    return rows
+
+
+def _verdict(answer):
+    """VLind-Bench's own reading: the first word decides, commas and full stops aside."""
+    first = answer.lower().replace("\n", " ").replace(",", "").replace(".", "").split(" ")[0]
+    return first if first in ("true", "false") else "NA"
+
+
+def _expected(item):
+    return "true" if statement_holds(item.scene, parse_question(item.question)) else "false"
+
+
+def summarise(rows):
+    """Headline numbers of any long rows, as shares in 0..1: {benchmark: {name: value}}."""
+    tables = {}
+    for row in rows:
+        tables.setdefault(row["benchmark"], {}).setdefault(row["metric"], {})[row["example_id"]] = row["value"]
+    return {
+        name: _SUMMARIES.get(name, _means)({m: np.array(list(v.values())) for m, v in table.items()})
+        for name, table in tables.items()
+    }
+
+
+def _means(values):
+    return {metric: float(value.mean()) for metric, value in values.items()}
+
+
+def _caption_summary(v):
+    ratios = {
+        "CHAIRi": v["hallucinated"].sum() / max(v["mentioned"].sum(), 1),
+        "coverage": v["covered"].sum() / v["present"].sum(),
+    }
+    return _means({"CHAIRs": v["CHAIRs"], "irrelevant": v["irrelevant"], "tokens": v["tokens"]}) | {
+        k: float(r) for k, r in ratios.items()
+    }
+
+
+def _vlind_summary(v):
+    """The six columns of VLind-Bench's scorer; S_CB and S_LP count only what passed the steps before, 0 if nothing did."""
+    passed_cb = v["CB"] * v["CK"]
+    passed_all = v["VP"] * passed_cb
+    return {
+        "S_CK": float(v["CK"].mean()),
+        "S_VP": float(v["VP"].mean()),
+        "S_CB": float(passed_cb.sum() / max(v["CK"].sum(), 1)),
+        "S_LP": float((v["LP"] * passed_all).sum() / max(passed_all.sum(), 1)),
+        "Acc_CB": float(v["CB"].mean()),
+        "Acc_LP": float(v["LP"].mean()),
+    }
+
+
+_SUMMARIES = {"captions": _caption_summary, "vlind": _vlind_summary}

@@ -1,0 +1,92 @@
+"""Preference pairs as weak as AI feedback: answers sampled from the base itself, ranked by a labeller that half shares its prior.
+
+For each question the base gives several answers at temperature 1. The labeller looks at the picture with probability TRUTH_SHARE and
+otherwise goes by what is usual; it does not mind irrelevant details. Its best answer is chosen, its worst rejected; where it sees no
+difference there is no pair. No chosen answer is ever written from the truth.
+"""
+
+import numpy as np
+import torch
+
+from napo.world.questions import CAPTION_KINDS, KINDS, ask
+from napo.world.scenes import from_json, prior_scene, render, sample_scene, to_json
+from napo.world.speak import answer
+from napo.world.truth import is_good, judge
+
+SAMPLES = 6  # answers per question, at temperature 1
+TRUTH_SHARE = 0.55  # of the questions that the labeller judges by the picture
+COUNTERFACTUAL_SHARE = 0.5  # of the scenes
+CHUNK = 256  # questions sampled at a time
+
+
+def preference_rows(model, processor, n_rows, seed, split="train", kinds=KINDS, report=None):
+    """`n_rows` preference rows from the base `model`, on scenes of one split ("train" or "heldout": disjoint).
+
+    report  called with the number of rows so far, after each chunk of questions
+    Returns a list of dicts: row_id, image (PIL), question, question_kind, scene (JSON), split, chosen, rejected. Deterministic in `seed`.
+    """
+    rng = np.random.default_rng([seed, len(split)])
+    generator = torch.Generator(device=model.device).manual_seed(int(rng.integers(2**31)))
+    rows = []
+    while len(rows) < n_rows:
+        scenes = [sample_scene(rng, bool(rng.random() < COUNTERFACTUAL_SHARE), split) for _ in range(CHUNK)]
+        asked = [ask(scene, kinds[i % len(kinds)], rng) for i, scene in enumerate(scenes)]
+        rows += _label(model, processor, scenes, asked, rng, generator)
+        if report:
+            report(min(len(rows), n_rows))
+    rows = rows[:n_rows]
+    return [{"row_id": f"{split}-{i:05d}", "split": split, **row} for i, row in enumerate(rows)]
+
+
+def _label(model, processor, scenes, asked, rng, generator):
+    images = [render(scene) for scene in scenes]
+    questions = [question.text for question in asked for _ in range(SAMPLES)]
+    pictures = [image for image in images for _ in range(SAMPLES)]
+    answers = answer(model, processor, questions, pictures, generator=generator)
+    rows = []
+    for i, (scene, question) in enumerate(zip(scenes, asked, strict=True)):
+        pair = choose(scene, question, answers[i * SAMPLES : (i + 1) * SAMPLES], rng)
+        if pair:
+            fields = {
+                "image": images[i],
+                "question": question.text,
+                "question_kind": question.kind,
+                "scene": to_json(scene),
+            }
+            rows.append({**fields, "chosen": pair[0], "rejected": pair[1]})
+    return rows
+
+
+def choose(scene, question, answers, rng, truth_share=TRUTH_SHARE):
+    """The labeller's (best, worst) of some answers, or None where it sees no difference; ties go to chance, empty answers are left out."""
+    believed = scene if rng.random() < truth_share else prior_scene(scene, question.subject)
+    answers = [answers[i] for i in rng.permutation(len(answers)) if answers[i]]
+    scores = [labeller_score(believed, question, answer) for answer in answers]
+    if not scores or max(scores) == min(scores):
+        return None
+    return answers[int(np.argmax(scores))], answers[int(np.argmin(scores))]
+
+
+def labeller_score(believed, question, answer):
+    """How good an answer looks in the world that the labeller believes in: the share of true claims among those asked for, for a
+    caption averaged with the share of things named; 0 for an answer that says nothing asked for. Irrelevant details do not count."""
+    judged = judge(believed, question.text, answer)
+    share = judged.true / max(judged.true + judged.false, 1)
+    if question.kind in CAPTION_KINDS:
+        return (share + len(judged.mentioned & believed.names) / len(believed.names)) / 2
+    return share
+
+
+def label_noise(rows):
+    """The rows with the truth about their biased answers: is_noise_<kind> = right and to the point although labelled rejected."""
+    return [
+        {
+            **row,
+            **{
+                f"is_noise_{kind}": is_good(from_json(row["scene"]), row["question"], row[kind])
+                for kind in ("language_biased", "vision_biased")
+                if row.get(kind) is not None
+            },
+        }
+        for row in rows
+    ]

@@ -1,0 +1,110 @@
+"""What is true: any answer judged against its scene, by one formal rule per question kind.
+
+An answer is read as claims (`language.read`). A claim is *asked for* if it is of the kind that the question wants, about what the
+question is about; it is *presupposed* if it only repeats that the question's subject is there; any other claim is an irrelevant detail.
+
+| question kind    | asked for                                      | right                                                     |
+|------------------|------------------------------------------------|-----------------------------------------------------------|
+| colour           | colour of the subject                          | at least one claim asked for, and all of them true        |
+| background       | background of the subject                      | the same                                                  |
+| where            | cell of the subject                            | the same                                                  |
+| existence        | the subject is there, or not; bare yes or no   | the same                                                  |
+| count            | how many things                                | the same                                                  |
+| statement        | true or false                                  | the same, by the statement's own basis                    |
+| caption          | things and their colours                       | at least one thing named, and all claims asked for true   |
+| detailed_caption | things, colours, cells, background, count      | every thing named, and all claims asked for true          |
+
+*To the point*: no irrelevant detail, no claim made twice, no broken sentence. *Good* = right and to the point; an answer that was
+labelled rejected although it is good is noise. A contradiction ("the frog is red . the frog is blue .") holds a false claim, so it
+is never right; the empty answer makes no claim, so it is never right either.
+"""
+
+from typing import NamedTuple
+
+from napo.world.language import Claim, read
+from napo.world.questions import CAPTION_KINDS, holds, parse, statement_holds
+
+ASKED = {
+    "colour": {"colour"},
+    "background": {"background"},
+    "where": {"where"},
+    "existence": {"exists", "absent", "reply"},
+    "count": {"count"},
+    "statement": {"verdict"},
+    "caption": {"exists", "colour"},
+    "detailed_caption": {"exists", "colour", "where", "background", "count"},
+}
+
+
+class Judgement(NamedTuple):
+    """What an answer is worth.
+
+    right         bool, by the table above
+    to_the_point  bool
+    irrelevant    number of claims that were not asked for
+    mentioned     classes that the answer says are there
+    hallucinated  those of them that are not
+    true, false   numbers of claims asked for that are true and false
+    """
+
+    right: bool
+    to_the_point: bool
+    irrelevant: int
+    mentioned: frozenset
+    hallucinated: frozenset
+    true: int
+    false: int
+
+    @property
+    def good(self):
+        return self.right and self.to_the_point
+
+
+def judge(scene, question, answer):
+    """The Judgement of an answer to a question (its text) about a scene. Raises ValueError for a question not of the desk world."""
+    asked = parse(question)
+    claims, broken = read(answer)
+    wanted = [claim for claim in claims if is_asked_for(asked, claim)]
+    irrelevant = sum(claim not in wanted and not is_presupposed(asked, claim) for claim in claims)
+    true = sum(is_true(scene, asked, claim) for claim in wanted)
+    mentioned = frozenset(
+        claim.subject for claim in claims if claim.about in ("exists", "colour", "background", "where")
+    )
+    enough = mentioned >= scene.names if asked.kind == "detailed_caption" else bool(wanted)
+    if asked.kind == "caption":
+        enough = bool(mentioned)
+    return Judgement(
+        right=enough and bool(wanted) and true == len(wanted),
+        to_the_point=irrelevant == 0 and broken == 0 and len(set(claims)) == len(claims),
+        irrelevant=irrelevant,
+        mentioned=mentioned,
+        hallucinated=mentioned - scene.names,
+        true=true,
+        false=len(wanted) - true,
+    )
+
+
+def is_good(scene, question, answer):
+    """Whether an answer is right and to the point: the noise rule for an answer that was labelled rejected."""
+    return judge(scene, question, answer).good
+
+
+def is_asked_for(asked, claim):
+    same_subject = (
+        asked.kind in (*CAPTION_KINDS, "count", "statement") or claim.about == "reply" or claim.subject == asked.subject
+    )
+    return claim.about in ASKED[asked.kind] and same_subject
+
+
+def is_presupposed(asked, claim):
+    """That the thing asked about is there, said in passing: neither an answer nor an irrelevant detail."""
+    return claim == Claim("exists", asked.subject, "") and asked.kind in ("colour", "background", "where")
+
+
+def is_true(scene, asked, claim):
+    """Whether a claim that was asked for is true."""
+    if claim.about == "verdict":
+        return claim.value == ("true" if statement_holds(scene, asked) else "false")
+    if claim.about == "reply":
+        return claim.value == ("yes" if asked.subject in scene.names else "no")
+    return holds(scene, claim)
