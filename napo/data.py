@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from napo.artifacts import BadInput, shown
 
@@ -151,8 +151,8 @@ def image_problem(image):
         return f"image is over {MAX_PIXELS:,} pixels"
     except FileNotFoundError:
         return f"image file {image['path']} is missing"
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        return f"image is damaged ({str(error).splitlines()[0]})"
+    except Exception as error:  # decoders raise whatever comes up in damaged data, TypeError and zlib.error included
+        return f"image is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
     return None
 
 
