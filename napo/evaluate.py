@@ -2,6 +2,7 @@
 metric."""
 
 import importlib
+from dataclasses import replace
 
 import pandas as pd
 
@@ -114,3 +115,34 @@ def load_scores(profile, runs_dir="runs"):
     """All cells' scores in one long DataFrame. Raises MissingArtifact if a cell of the profile has none yet."""
     files = [train.cell_folder(profile, cell, runs_dir) / "scores.parquet" for cell in profile.cells()]
     return pd.concat([artifacts.read_parquet(artifacts.require(file, "04")) for file in files], ignore_index=True)
+
+
+def bias_table(profile, base, runs_dir="runs"):
+    """Path of base-<b>/bias.parquet: long records of the untrained base on the benchmarks, in 4 bits and in full precision.
+
+    Quantisation alone takes part of the bias away, so bias is measured on the model that generates and trains, with the
+    other beside it. Column `weights` says which; desk world only, where the truth is known.
+    """
+    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
+    settings = {
+        "model": models.identity(models.source(profile, base)),
+        "quantisation": profile.quantisation,
+        "evaluation": profile.evaluation,
+    }
+    return artifacts.build(
+        folder / "bias.parquet",
+        lambda path: _measure_bias(profile, base).to_parquet(path, index=False),
+        settings=settings,
+        modules=("evaluate", "world.benchmarks"),
+    )
+
+
+def _measure_bias(profile, base):
+    frames = []
+    for weights, four_bit in (("NF4", True), ("fp32", False)):
+        quantisation = replace(profile.quantisation, four_bit=four_bit)
+        model, processor = models.load(models.source(profile, base), quantisation, profile.device)
+        for benchmark in ("vqa_factual", "vqa_counterfactual"):
+            records, _ = ask_benchmark(model, processor, benchmark, profile.evaluation)
+            frames.append(pd.DataFrame(records).assign(weights=weights, base=base))
+    return pd.concat(frames, ignore_index=True)

@@ -1,5 +1,6 @@
 """Loading a model in 4 bits, the LoRA adapter on it, and the checks that catch what would go wrong silently."""
 
+import contextlib
 import gc
 import importlib.resources
 import warnings
@@ -9,6 +10,7 @@ import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from napo.artifacts import BadInput, content_hash
@@ -70,7 +72,7 @@ def load(name, quantisation, device="cpu", revision=None):
             settings["quantization_config"] = four_bit_config(name, quantisation, revision)
         model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **settings)
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:  # not there; not a model that sees images; cut short
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
             f"cannot load the model {name!r}: {reason} (give a local folder by MODEL=... or check the network)"
@@ -164,10 +166,7 @@ def attach_lora(model, lora, seed):
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*is_gradient_checkpointing.*"
-        )  # peft calls what transformers renames
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
@@ -175,11 +174,20 @@ def attach_lora(model, lora, seed):
             raise BadInput(f"LoRA found no layer to adapt with targets {lora.targets!r}: {error}") from error
 
 
+@contextlib.contextmanager
+def quiet():
+    """Without the warning that peft still calls what transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
 def load_adapter(model, folder):
     """A model with a trained adapter as stock peft loads it. Raises BadInput if the folder holds none."""
     if not (Path(folder) / "adapter_config.json").exists():
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    with quiet():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def _add_answers(rows, kind, profile, folder, load):
     """Fill rows[...][kind], one shard at a time: an interrupted run keeps the shards that it finished."""
     total = Counter()
     for number, shard in enumerate(chunks(rows, SHARD_ROWS)):
-        label = f"{kind} {number + 1}/{-(-len(rows) // SHARD_ROWS)}"
+        label = f"{kind}, shard {number + 1} of {-(-len(rows) // SHARD_ROWS)}: batch"
         made = artifacts.build(
             folder / "answers" / f"{kind}-{number:04d}.json",
             lambda path, shard=shard, number=number, label=label: artifacts.write_json(

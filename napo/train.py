@@ -195,7 +195,7 @@ def fit(
     policy = models.attach_lora(model, lora, seed)
     if training.gradient_checkpointing:
         policy.enable_input_require_grads()
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     trainer = PreferenceTrainer(
         method,
         kinds,

@@ -1,7 +1,7 @@
 """Random models of a few thousand parameters with real processors, for tests: no network, no GPU, no meaning."""
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -27,6 +27,7 @@ def byte_tokenizer():
     vocabulary = {token: index for index, token in enumerate(specials + characters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -37,8 +38,8 @@ def byte_tokenizer():
     )
 
 
-def tiny_llava(seed=0, hidden=64, layers=2, image=24, patch=12):
-    """(model, processor) of a random LLaVA: CLIP tower of one layer, Llama of `layers`, 4 image tokens."""
+def tiny_llava(seed=3, hidden=64, layers=2, image=24, patch=12):
+    """(model, processor) of a random LLaVA with 4 image tokens; with seed 3 it gives answers of several lengths."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     vision = CLIPVisionConfig(
@@ -71,6 +72,8 @@ def tiny_llava(seed=0, hidden=64, layers=2, image=24, patch=12):
     )
     config.pad_token_id, config.eos_token_id = 0, 2
     model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():  # a random head would hardly ever end an answer
+        model.lm_head.weight[tokenizer.eos_token_id] *= 3
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(

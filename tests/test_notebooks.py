@@ -1,0 +1,134 @@
+"""The six notebooks as people run them: all of them on the desk world at smoke size, and 01-04 on somebody's own
+data."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from photographs import write_upstream
+from tiny_models import save_tiny_llava
+
+from napo.artifacts import read_json
+from napo.notebooks import NOTEBOOKS, declared_parameters
+
+NAMES = [notebook.name for notebook in NOTEBOOKS]
+PASSED_ON = ("model", "data", "rows", "device")
+
+
+def run(root, *arguments):
+    """`python -m napo.run` from elsewhere than the repository, as a user might. Returns the finished process."""
+    command = [sys.executable, "-m", "napo.run", *map(str, arguments)]
+    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=900, env={**os.environ})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_well_formed(root, name):
+    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 25
+    assert sorted(len(cell.source.splitlines()) for cell in code)[len(code) // 2] <= 8
+    assert notebook.cells[0].source.startswith(f"# {name[:2]} · ")
+    assert "**Claim.**" in notebook.cells[0].source and "**Doubt.**" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_that_the_makefile_passes_exist(root, name):
+    makefile = (root / "Makefile").read_text()
+    passed = set(re.findall(r'-p "(\w+)=', makefile))
+    assert passed.issuperset(PASSED_ON)
+    declared = declared_parameters(root / "notebooks" / f"{name}.ipynb")
+    assert declared["profile"] == "desk" and declared["runs_dir"] == "runs"
+    if not name.startswith("00"):
+        assert set(PASSED_ON) <= declared.keys()
+    anywhere = set().union(*(declared_parameters(root / "notebooks" / f"{other}.ipynb") for other in NAMES))
+    assert passed <= anywhere
+
+
+@pytest.fixture(scope="module")
+def smoke(root, tmp_path_factory):
+    """A run of all six notebooks at smoke size, in a folder of its own."""
+    runs = tmp_path_factory.mktemp("smoke") / "runs"
+    return runs, run(root, "--profile", "smoke", "--runs-dir", runs)
+
+
+def test_smoke_runs_every_notebook(smoke):
+    runs, finished = smoke
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-2000:]
+    for name in NAMES:
+        executed = nbformat.read(runs / "smoke" / f"{name}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    assert "Warning" not in finished.stdout + finished.stderr
+
+
+def test_smoke_writes_claims_by_the_contract(smoke):
+    runs, _ = smoke
+    ledger = read_json(runs / "smoke" / "claims.json")
+    assert [claim["id"] for claim in ledger] == [f"C{i}" for i in range(1, 11)]
+    for claim in ledger:
+        assert claim["verdict"] in ("reproduced", "contradicted", "inconclusive", "not run")
+        for component in claim["components"]:
+            assert {"metric", "comparison", "effect", "ci95", "null", "direction", "verdict"} <= component.keys()
+            assert len(component["ci95"]) == 2
+    assert (runs / "smoke" / "report.md").read_text().startswith("# ")
+
+
+def test_smoke_scores_have_the_contract_columns(smoke):
+    runs, _ = smoke
+    files = sorted((runs / "smoke" / "cells").glob("*/scores.parquet"))
+    assert {file.parent.name for file in files} >= {"base-b0-s0-f0", "dpo_all-b0-s0-f0", "napo_paper-b0-s0-f0"}
+    columns = "method base seed flip_rate benchmark metric example_id question_kind value".split()
+    assert list(pd.read_parquet(files[0]).columns) == columns
+
+
+def test_second_smoke_run_does_nothing(root, smoke):
+    runs, _ = smoke
+    before = {file: file.stat().st_mtime_ns for file in runs.rglob("*") if file.is_file()}
+    finished = run(root, "--profile", "smoke", "--runs-dir", runs)
+    assert finished.returncode == 0
+    assert finished.stdout.count("up to date") >= len(NAMES)
+    after = {file: file.stat().st_mtime_ns for file in runs.rglob("*") if file.is_file()}
+    assert {f: t for f, t in before.items() if f.suffix != ".lock"} == {
+        f: t for f, t in after.items() if f in before and f.suffix != ".lock"
+    }
+
+
+def test_own_photographs_and_model_run_through_the_paper_profile(root, tmp_path):
+    model, data = save_tiny_llava(tmp_path / "model"), write_upstream(tmp_path / "rows.parquet", 14)
+    runs, overrides = tmp_path / "runs", [f"model={model}", f"data={data}", "rows=10", "device=cpu"]
+    arguments = [piece for override in overrides for piece in ("-p", override)]
+    finished = run(root, "01", "02", "03", "04", "--profile", "paper", "--runs-dir", runs, *arguments)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-2000:]
+    pairs = pd.read_parquet(runs / "paper" / "base-0" / "pairs.parquet")
+    assert {"language_biased", "vision_biased"} <= set(pairs) and pairs["language_biased"].str.strip().all()
+    scores = pd.read_parquet(runs / "paper" / "cells" / "napo_paper-b0-s0-f0" / "scores.parquet")
+    assert set(scores["benchmark"]) == {"heldout_pairs"} and scores["value"].notna().all()
+    assert (runs / "paper" / "cells" / "napo_paper-b0-s0-f0" / "adapter" / "adapter_config.json").exists()
+
+
+def test_bad_row_in_own_data_stops_with_one_line(root, tmp_path):
+    model = save_tiny_llava(tmp_path / "model")
+    data = write_upstream(
+        tmp_path / "rows.parquet", 5, image=lambda i: None if i == 3 else {"bytes": b"no image", "path": "x"}
+    )
+    arguments = ["-p", f"model={model}", "-p", f"data={data}", "-p", "rows=5", "-p", "device=cpu"]
+    finished = run(root, "01", "--profile", "paper", "--runs-dir", tmp_path / "runs", *arguments)
+    assert finished.returncode == 2
+    assert "rows.parquet" in finished.stderr and "row 3" in finished.stderr and "Traceback" not in finished.stderr
+    assert not (tmp_path / "runs" / "paper" / "base-0" / "pairs.parquet").exists()
+
+
+def test_no_number_of_a_run_is_typed_into_prose(root):
+    """Decimal numbers in prose are those of the method (its parameters and limits), never results."""
+    allowed = {"0.5", "0.6931", "0.01", "1.5", "0"}
+    for name in NAMES:
+        cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        prose = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert set(re.findall(r"\d+\.\d+", prose)) <= allowed, name
