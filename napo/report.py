@@ -41,24 +41,24 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
 
     scores  long frame: method, base, seed, flip_rate, benchmark, metric, example_id, value
     Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, in the
-    order of METHODS; measures without scores are absent.
+    order of METHODS; methods and measures without scores are absent. Untrained methods count at every flip rate.
     """
     rows = []
     for name in measures:
         measure = stats.MEASURES[name]
         runs = stats.run_values(scores[~scores["base"].isin(development_bases)], measure)
-        for method in _in_order(runs["method"].unique()):
-            rate = 0.0 if method in stats.SEEDLESS else flip_rate
-            found = stats.estimate(runs[(runs["method"] == method) & (runs["flip_rate"] == rate)])
+        at_rate = runs["flip_rate"] == runs["method"].isin(stats.SEEDLESS).map({True: 0.0, False: flip_rate})
+        for method, of_method in sorted(runs[at_rate].groupby("method"), key=lambda item: _place(item[0])):
             label = METHODS[method].label if method in METHODS else method
             row = {"method": method, "method_label": label, "measure": name, "measure_label": measure.label}
-            rows.append(row | {"better": measure.better} | asdict(found))
+            rows.append(row | {"better": measure.better} | asdict(stats.estimate(of_method)))
     return pd.DataFrame(rows, columns=ESTIMATE_COLUMNS)
 
 
-def _in_order(methods):
+def _place(method):
+    """Sort key: METHODS' order, unknown ones last."""
     known = list(METHODS)
-    return sorted(methods, key=lambda name: (known.index(name) if name in known else len(known), name))
+    return known.index(method) if method in known else len(known), method
 
 
 def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
@@ -242,7 +242,7 @@ def write(folder, profile, scores, noise=None, *, rng, command=None):
     with artifacts.atomic(folder / "tables") as tables:
         tables.mkdir()
         table.to_csv(tables / "methods.csv", index=False)
-        if noisy is not None:
+        if noisy is not None and len(noisy):
             noisy.to_csv(tables / "noise.csv", index=False)
     artifacts.write_json(ledger, folder / "claims.json")
     page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}")

@@ -77,6 +77,12 @@ def test_development_bases_and_swapped_labels_stay_out_of_the_tables(scores):
     pd.testing.assert_frame_equal(report.estimates(both), report.estimates(scores))
 
 
+def test_tables_at_a_flip_rate_show_the_untrained_base_beside_it(scores):
+    flipped = scores[(scores.method == "napo_paper") & (scores.metric == "CB")].assign(value=0.0, flip_rate=0.4)
+    table = report.estimates(pd.concat([scores, flipped]), ("Acc_CB",), flip_rate=0.4)
+    assert table.set_index("method")["value"].to_dict() == {"base": 0.5, "napo_paper": 0.0}
+
+
 def test_noise_table_by_hand(noise):
     table = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
     raw = table.loc[("language_biased", "raw_margin")]
@@ -126,6 +132,19 @@ def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
     report.write(tmp_path, profiles.PROFILES["paper"], scores, None, rng=np.random.default_rng(0))
     page = (tmp_path / "report.md").read_text()
     assert "no noise rate" in page and "desk world" not in page and not (tmp_path / "tables" / "noise.csv").exists()
+
+
+def test_one_method_on_upstream_data_of_unknown_truth_still_makes_a_report(tmp_path, noise):
+    unknown = noise.assign(is_noise=pd.array([None] * len(noise), "boolean"))
+    rows = [("base", 0, 0, 0.0, "heldout_pairs", "accuracy_rejected", str(i), "", float(i < 3)) for i in range(4)]
+    pairs = pd.DataFrame(rows, columns=[*stats.RUN, "benchmark", "metric", "example_id", "question_kind", "value"])
+    ledger, table, noisy = report.write(
+        tmp_path, profiles.PROFILES["paper"], pairs, unknown, rng=np.random.default_rng(0)
+    )
+    assert {claim["verdict"] for claim in ledger} == {"not run"} and noisy.empty and table["value"].tolist() == [0.75]
+    page = (tmp_path / "report.md").read_text()
+    assert "| base model | 0.75 |" in page and "no noise rate" in page and "None was run." in page
+    assert "0 comparisons were made" in page and "### Captions" not in page
 
 
 def test_a_second_report_leaves_no_table_of_the_first(tmp_path, scores, written):
