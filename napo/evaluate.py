@@ -71,14 +71,14 @@ def load_cell(cell, profile, runs_dir, row):
 def ask_benchmark(model, processor, benchmark, settings):
     """Answers to a benchmark of the desk world, and their scores: (long records, asked and answered)."""
     desk = importlib.import_module("napo.world.benchmarks")  # not static: it must not make other profiles' scores stale
-    items = desk.items(benchmark, settings.items)
+    items = desk.items(benchmark, settings.items, settings.seed)
     prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
     texts = generation.generate(model, processor, prompts, settings)
     asked = [
         {"benchmark": benchmark, "example_id": item.example_id, "question": item.question, "answer": text}
         for item, text in zip(items, texts, strict=True)
     ]
-    return desk.score(benchmark, items, texts), asked
+    return desk.score(items, texts), asked
 
 
 def heldout_pairs(model, processor, rows, reference, profile):

@@ -123,7 +123,8 @@ class Evaluation:
     """What notebook 04 asks and how."""
 
     benchmarks: tuple[str, ...] = ("heldout_pairs",)
-    items: int = 300  # per benchmark
+    items: int = 300  # examples per benchmark
+    seed: int = 0  # of the desk world's test items
     max_new_tokens: int = 48
     num_beams: int = 1
     batch_size: int = 64

@@ -28,8 +28,8 @@ from napo.world.questions import KINDS
 from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, render_array, sample_scene
 
 FOLDER = Path(__file__).parent / "bases"
+QUERY_GAIN = 1.5  # of the first queries and keys: how sharply attention looks for what is alike
 EMPTY = "no"  # the word that names a patch with nothing on it
-SIDE_WEIGHT = 0.3  # of the loss for top/bottom and left/right, to that for class, colour and background
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ PATCH_WORDS = (
     ((*CLASSES, EMPTY), 1.0),
     (tuple(COLOURS), 1.0),
     (tuple(BACKGROUNDS), 1.0),
-    (("top", "bottom"), SIDE_WEIGHT),
-    (("left", "right"), SIDE_WEIGHT),
+    (("top", "bottom"), 1.0),
+    (("left", "right"), 1.0),
 )
 
 
@@ -216,6 +216,9 @@ def _similarity_init(model):
     """Attention that starts by looking for what is like the query, and hands on what it finds."""
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
+        for weight in (attention.q_proj.weight, attention.v_proj.weight):
+            torch.nn.init.orthogonal_(weight)
+        attention.q_proj.weight *= QUERY_GAIN
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
 
@@ -236,7 +239,9 @@ def _train_language(model, processor, scenes, features, stage, rng, report):
         embedded = embedded.masked_scatter((ids == image_token)[..., None], features[index])
         hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state  # (B, T, H)
         logits = model.lm_head(hidden[:, :-1][answer_mask[:, 1:]])  # (answer tokens, V)
-        return F.cross_entropy(logits, ids[:, 1:][answer_mask[:, 1:]])
+        losses = F.cross_entropy(logits, ids[:, 1:][answer_mask[:, 1:]], reduction="none")
+        weights = (1 / answer_mask.sum(1, keepdim=True)).expand_as(answer_mask)[:, 1:][answer_mask[:, 1:]]
+        return (losses * weights).sum() / len(ids)  # every example counts alike, however long its answer
 
     return _optimise(parameters, stage, batch_loss, report)
 
