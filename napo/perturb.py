@@ -95,7 +95,7 @@ def _make_pairs(path, profile, base, folder, bad_rows):
     for kind in data.BIASED:
         if kind not in rows[0]:
             _add_answers(rows, kind, profile, folder, load)
-    kept = [row for row in rows if all(row[kind].strip() for kind in data.BIASED)]
+    kept = [row for row in rows if all((row[kind] or "").strip() for kind in data.BIASED)]
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept)} rows dropped: their biased answer stayed empty")
     if not kept:
