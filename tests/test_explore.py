@@ -17,6 +17,12 @@ def explorer():
     return explore.box_cox_explorer()
 
 
+@pytest.fixture
+def knob():
+    """The explorer's knob for q, without a picture."""
+    return explore.Knob("q", 0.5, *explore.Q_RANGE, 0.01, lambda: None)
+
+
 def test_the_curves_are_the_formulas_and_their_slopes():
     margin, values, pulls = explore.box_cox_curves(losses, q=0.3, beta=0.5, margin_range=6)
     p = 1 / (1 + np.exp(-0.5 * margin.astype(float)))
@@ -37,8 +43,7 @@ def test_slider_and_field_move_each_other_and_the_picture(explorer, name, part):
 
 
 @pytest.mark.parametrize(("typed", "clamped"), [(7.0, 1.0), (-2.0, 0.01), (0.0, 0.01), (math.inf, 1.0)])
-def test_a_value_outside_is_clamped_and_says_so(explorer, typed, clamped):
-    knob = explorer.knobs["q"]
+def test_a_value_outside_is_clamped_and_says_so(knob, typed, clamped):
     knob.field.value = typed
     assert knob.slider.value == knob.field.value == knob.value == clamped
     assert knob.note.value == f"{typed:g} is outside 0.01 … 1: set to {clamped:g}"
@@ -46,8 +51,7 @@ def test_a_value_outside_is_clamped_and_says_so(explorer, typed, clamped):
     assert knob.note.value == ""
 
 
-def test_clamping_to_the_present_value_still_shows_it_in_the_field(explorer):
-    knob = explorer.knobs["q"]
+def test_clamping_to_the_present_value_still_shows_it_in_the_field(knob):
     knob.field.value = 1.0
     knob.field.value = 5.0
     assert knob.field.value == 1.0 and "5 is outside" in knob.note.value
