@@ -53,11 +53,11 @@ def read_notebook(path: Path) -> list[dict]:
     """Cells of a notebook file. Raises BadInput if it is missing or no notebook."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
     except FileNotFoundError:
         raise BadInput(f"no notebook {shown(path)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{shown(path)} is not a notebook ({error}): restore it from git") from None
-    return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
 def declared_parameters(path: Path) -> dict:
@@ -72,7 +72,7 @@ def declared_parameters(path: Path) -> dict:
 
 
 def _literal(statement: ast.stmt) -> tuple:
-    target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+    (target,) = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
     return target.id, ast.literal_eval(statement.value)
 
 
