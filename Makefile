@@ -21,6 +21,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--
 PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
 	$(if $(DEVICE),-p "device=$(DEVICE)")
 
+SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help reproduce test lint lab bases publish clean profile
@@ -68,5 +69,5 @@ profile:
 	"install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
 	echo "Installing into .venv/ with $$python (once; a minute or two, longer with CUDA wheels)"; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
-	@$(PIP) --constraint requirements.lock --editable '.[notebooks,test]'
+	@set -o pipefail; $(PIP) --constraint requirements.lock --editable '.[notebooks,test]' | grep -vE '^(Requirement already|Looking in)'
 	@touch $@

@@ -99,8 +99,9 @@ def _here(cells, todo, worker):
 
 def _spawned(cells, todo, worker, count):
     """Yield (index, outcome) as cells end. Closing the generator ends the workers."""
-    if worker.__module__ == "__main__":
-        raise ValueError(f"{worker.__name__} must be a function of an importable module to run in other processes")
+    function = getattr(worker, "func", worker)  # of a functools.partial
+    if function.__module__ == "__main__":
+        raise ValueError(f"{function.__name__} must be a function of an importable module to run in other processes")
     waiting = collections.deque(todo)
     pool = [_start() for _ in range(min(count, len(todo)))]
     try:

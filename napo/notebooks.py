@@ -14,11 +14,17 @@ from napo.artifacts import BadInput, shown
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook and its artefacts: globs under runs/<profile>/, and `data`, globs under the repository root."""
+    """A notebook and its artefacts, as globs under runs/<profile>/.
+
+    writes  each must match something when the notebook ends; with `also`, what only some profiles write, it runs again
+            if one of them is gone or damaged
+    data    globs under the repository root: what the notebook reads of what is shipped
+    """
 
     name: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
 
     @property
@@ -27,16 +33,18 @@ class Notebook:
         return self.name.partition("_")[0]
 
 
-PAIRS, NOISE = "base-*/pairs.parquet", "base-*/noise.parquet"
-ADAPTERS, STEPS, SCORES = "cells/*/adapter", "cells/*/steps.jsonl", "cells/*/scores.parquet"
+PAIRS, BIAS = "base-*/pairs.parquet", "base-*/bias.parquet"
+REFERENCE, NOISE = "base-*/reference.parquet", "base-*/noise.parquet"
+ADAPTERS, STEPS = "cells/*/adapter", "cells/*/steps.jsonl"
+SCORES, ANSWERS = "cells/*/scores.parquet", "cells/*/answers.parquet"
 BASES = ("napo/world/bases/**/*",)
 NOTEBOOKS = (
     Notebook("00_box_cox"),
-    Notebook("01_perturb_data", writes=(PAIRS,), data=BASES),
-    Notebook("02_estimate_noise", reads=(PAIRS,), writes=(NOISE,), data=BASES),
-    Notebook("03_train", reads=(PAIRS, NOISE), writes=(ADAPTERS, STEPS), data=BASES),
-    Notebook("04_evaluate", reads=(PAIRS, ADAPTERS), writes=(SCORES,), data=BASES),
-    Notebook("05_ablations", reads=(PAIRS, NOISE, STEPS, SCORES), writes=("claims.json", "report.md")),
+    Notebook("01_perturb_data", writes=(PAIRS,), also=(BIAS,), data=BASES),
+    Notebook("02_estimate_noise", reads=(PAIRS,), writes=(REFERENCE, NOISE), data=BASES),
+    Notebook("03_train", reads=(PAIRS, REFERENCE), writes=(ADAPTERS, STEPS), data=BASES),
+    Notebook("04_evaluate", reads=(PAIRS, REFERENCE, ADAPTERS), writes=(SCORES, ANSWERS), data=BASES),
+    Notebook("05_ablations", reads=(NOISE, STEPS, SCORES), writes=("tables", "claims.json", "report.md")),
 )
 
 

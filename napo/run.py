@@ -150,7 +150,7 @@ def run_notebook(session: Session, notebook: Notebook, parameters: dict, key: st
         "notebook": content_hash(partial),
         "parameters": parameters,
         "seconds": round(seconds, 2),
-        "writes": session.matches(notebook.writes),
+        "writes": session.matches((*notebook.writes, *notebook.also)),
         "figures": {name: content_hash(session.root / name) for name in figures},
     }
     write_json(record | circumstances(session.root), session.executed(notebook, ".json"))

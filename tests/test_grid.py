@@ -1,3 +1,4 @@
+import functools
 import os
 import signal
 import subprocess
@@ -150,8 +151,9 @@ def test_result_that_cannot_be_sent(tmp_path):
 
 def test_worker_of_a_script_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "__module__", "__main__")
-    with pytest.raises(ValueError, match="work must be a function of an importable module"):
-        grid.run(cells(tmp_path, ""), work, workers=2, label="train")
+    for worker in (work, functools.partial(work)):
+        with pytest.raises(ValueError, match="work must be a function of an importable module"):
+            grid.run(cells(tmp_path, ""), worker, workers=2, label="train")
 
 
 def test_progress_says_how_long_still(tmp_path, capsys, monkeypatch):

@@ -20,7 +20,7 @@ PLACE = "from pathlib import Path\nfolder = Path(runs_dir) / profile\n"
 TABLE = (
     Notebook("01_first", writes=("first/x.txt",)),
     Notebook("02_second", reads=("first/x.txt",), writes=("second/*.txt",), data=("shipped/*",)),
-    Notebook("03_third", reads=("second/*.txt",), writes=("third.txt",)),
+    Notebook("03_third", reads=("second/*.txt",), writes=("third.txt",), also=("some/*", "others/*")),
 )
 FIRST = """
 from demo import used
@@ -40,6 +40,8 @@ print("second backend", os.environ["MPLBACKEND"], os.getcwd())
 THIRD = """
 from demo.sub import deep
 (folder / "third.txt").write_text((folder / "second/y.txt").read_text())
+(folder / "some").mkdir(exist_ok=True)
+(folder / "some/z.txt").write_text("z")
 """
 DRIVER = """
 import sys
@@ -368,6 +370,7 @@ class TestRunning:
             ("runs/desk/02_second.ipynb", "02"),
             ("runs/desk/02_second.json", "02"),
             ("runs/desk/third.txt", "03"),
+            ("runs/desk/some/z.txt", "03"),
             ("figures/desk/second.png", "02"),
         ],
     )
