@@ -45,7 +45,9 @@ class EncodedRows(Dataset):
             return self.kept[index]
         row = self.rows[index]
         encoded = packing.encode(row, self.processor, self.kinds, self.max_length)
-        known = self.reference[row["row_id"]]
+        known = self.reference.get(row["row_id"])
+        if known is None:
+            raise BadInput(f"row {row['row_id']} has no reference log-probs: run notebook 02 again")
         encoded["reference"] = torch.tensor([known[f"logps_{kind}"] for kind in self.kinds], dtype=torch.float32)
         encoded["tokens"] = torch.tensor([len(encoded["responses"][kind]) for kind in self.kinds], dtype=torch.float32)
         encoded["noise"] = torch.tensor([bool(row.get(f"is_noise_{kind}")) for kind in self.kinds])
@@ -207,8 +209,19 @@ def fit(
         data_collator=collator(kinds, processor.tokenizer.pad_token_id),
     )
     trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if Path(checkpoints).is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return policy, [step for step in trainer.state.log_history if "loss" in step]
+
+
+def last_checkpoint(folder):
+    """The last whole checkpoint in a folder, None if there is none. One that a kill cut short is removed: its
+    trainer_state.json, which Trainer writes last, is missing or no JSON."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
 
 
 def cell_folder(profile, cell, runs_dir="runs"):
@@ -225,6 +238,8 @@ def train_cell(cell, profile, runs_dir="runs"):
     settings, inputs = cell_settings(profile, cell), cell_inputs(profile, cell, runs_dir)
     key = artifacts.key(settings=settings, modules=MODULES, inputs=inputs)
     checkpoints = folder / f"checkpoints-{key[:12]}"
+    if not (folder / "steps.jsonl").exists():  # the two are made together
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
     artifacts.build(
         folder / "adapter",
         lambda path: _train(path, cell, profile, runs_dir, checkpoints),
@@ -280,6 +295,6 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         dtype=profile.quantisation.dtype,
     )
     policy.save_pretrained(str(path))
-    steps_text = "".join(json.dumps(step) + "\n" for step in steps)
+    steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
     with artifacts.atomic(path.parent / "steps.jsonl") as temporary:
         temporary.write_text(steps_text)
