@@ -1,0 +1,357 @@
+"""Training: the first loss, what stops it, resuming after a kill to the same bytes, and the adapter it leaves."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from test_packing import make_row
+from tiny_cells import TRAINING, make_base, make_profile, with_training
+from transformers import AutoModelForImageTextToText
+
+from napo import data, logps, models, packing, train
+from napo.artifacts import BadInput, MissingArtifact
+from napo.profiles import KINDS, METHODS, REJECTED_KINDS, Cell
+
+HALF = (1 - 0.5**0.5) / 0.5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(profile, runs folder, training rows, reference frame)."""
+    folder = tmp_path_factory.mktemp("world")
+    profile = make_profile(folder)
+    rows, reference = make_base(profile, folder / "runs")
+    return profile, folder / "runs", [row for row in rows if row["split"] == "train"], reference
+
+
+def fit(world, tmp_path, method="dpo_all", training=TRAINING, rows=None, reference=None, processor=None, **settings):
+    profile, _, train_rows, known = world
+    model, own_processor = models.load(profile.model, profile.quantisation)
+    settings = {"seed": 0, "checkpoints": tmp_path / f"checkpoints-{len(list(tmp_path.iterdir()))}"} | settings
+    return train.fit(
+        model,
+        processor or own_processor,
+        train_rows if rows is None else rows,
+        known if reference is None else reference,
+        METHODS[method],
+        training,
+        profile.lora,
+        **settings,
+    )
+
+
+def short(**changes):
+    """One step over all rows."""
+    return replace(TRAINING, **{"epochs": 1, "batch_size": 12} | changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "first"),
+    [
+        ("dpo_original", math.log(2)),
+        ("dpo_all", math.log(2)),
+        ("napo_paper", (math.log(2) + 2 * HALF) / 3),
+        ("napo_equal", (math.log(2) + 2 * HALF) / 3),
+        ("napo_authors", 0.04 * math.log(2) + 0.96 * 0.5),
+    ],
+)
+def test_first_loss_is_known_beforehand(world, tmp_path, method, first):
+    _, steps = fit(world, tmp_path, method, short(max_length=512))
+    assert steps[0]["loss"] == pytest.approx(first, abs=2e-5)
+    assert steps[0]["step"] == 1 and len(steps) == 1
+
+
+def test_first_loss_of_sft_is_the_mean_negative_log_likelihood_per_token(world, tmp_path):
+    _, steps = fit(world, tmp_path, "sft", short())
+    known = world[3].iloc[:12]
+    assert steps[0]["loss"] == pytest.approx(-(known["logps_chosen"] / known["tokens_chosen"]).mean(), rel=1e-5)
+
+
+def test_training_moves_the_margins_the_right_way(world, tmp_path):
+    _, steps = fit(world, tmp_path, "dpo_all")
+    assert len(steps) == 6
+    assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    assert all(steps[-1][f"rewards/margins_{kind}"] > 0.5 for kind in REJECTED_KINDS)
+
+
+def test_every_step_learns_even_the_only_one(world, tmp_path):
+    policy, steps = fit(world, tmp_path, "dpo_all", short())
+    assert steps[0]["learning_rate"] > 0
+    assert any(p.abs().max() > 0 for name, p in policy.named_parameters() if "lora_B" in name)
+
+
+def test_another_models_reference_is_refused_at_step_0(world, tmp_path):
+    wrong = world[3].copy()
+    wrong.loc[5, "logps_vision_biased"] += 0.5
+    with pytest.raises(BadInput, match="stored reference log-probs are not this model's .*0.5 nats off at step 0"):
+        fit(world, tmp_path, "dpo_all", reference=wrong)
+
+
+def test_a_row_without_reference_is_named(world, tmp_path):
+    with pytest.raises(BadInput, match=r"row file\.parquet:3.*run notebook 02"):
+        fit(world, tmp_path, "dpo_all", reference=world[3].drop(index=3))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(world, tmp_path):
+    with pytest.raises(BadInput, match=r"loss is (nan|inf) at step \d+, rows (file\.parquet:\d+(, )?)+: lower") as bad:
+        fit(world, tmp_path, "dpo_all", replace(TRAINING, learning_rate=1e30))
+    assert "\n" not in str(bad.value)
+
+
+def test_processor_of_another_model_is_named_before_any_step(world, tmp_path):
+    _, processor = models.load(world[0].model, world[0].quantisation)
+    processor.patch_size = 6
+    with pytest.raises(BadInput, match="processor and model disagree on the image tokens"):
+        fit(world, tmp_path, processor=processor)
+
+
+def adapter_of(policy):
+    return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def test_same_seed_same_adapter_other_seed_another(world, tmp_path):
+    runs = [adapter_of(fit(world, tmp_path, "napo_paper", seed=seed)[0]) for seed in (0, 0, 1)]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not any(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(world, tmp_path):
+    """DPO has no batch statistics, so 3 times 4 rows must equal 12 rows; a wrong scaling would triple the gradient."""
+    whole, steps = fit(world, tmp_path, "dpo_all", short(optimizer="sgd"))
+    parts, accumulated = fit(world, tmp_path, "dpo_all", short(optimizer="sgd", batch_size=4, accumulation=3))
+    assert len(accumulated) == 1
+    for name in ("loss", "grad_norm", "rewards/chosen", "logps/rejected"):
+        assert accumulated[0][name] == pytest.approx(steps[0][name], rel=1e-4, abs=1e-6), name
+    a, b = adapter_of(whole), adapter_of(parts)
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-7) for name in a)
+
+
+def test_only_what_is_left_of_an_accumulation_is_averaged(world, tmp_path):
+    """12 rows by 4, accumulation 8: one step over three micro-batches, not a gradient of three eighths."""
+    _, steps = fit(world, tmp_path, "dpo_all", short())
+    _, short_of = fit(world, tmp_path, "dpo_all", short(batch_size=4, accumulation=8))
+    assert short_of[0]["grad_norm"] == pytest.approx(steps[0]["grad_norm"], rel=1e-4)
+    assert short_of[0]["loss"] == pytest.approx(math.log(2), abs=2e-5)
+
+
+def test_gradient_checkpointing_trains_the_same(world, tmp_path):
+    plain, _ = fit(world, tmp_path, "dpo_all", short(optimizer="sgd"))
+    checkpointed, _ = fit(world, tmp_path, "dpo_all", short(optimizer="sgd", gradient_checkpointing=True))
+    a, b = adapter_of(plain), adapter_of(checkpointed)
+    assert all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-8) for name in a)
+
+
+def test_flipped_rows_are_the_same_in_every_epoch_and_reach_the_objective(world, tmp_path, monkeypatch):
+    seen, real = [], train.objective
+
+    def objective(method, policy, reference, tokens, beta, flipped, kept, gather):
+        seen.append((reference["chosen"].tolist(), flipped, kept))
+        return real(method, policy, reference, tokens, beta, flipped, kept, gather)
+
+    monkeypatch.setattr(train, "objective", objective)
+    fit(world, tmp_path, "oracle", flip_rate=0.25)
+    flips = [
+        {row for rows, flipped, _ in epoch for i, row in enumerate(rows) if flipped is not None and flipped[i]}
+        for epoch in (seen[:3], seen[3:])
+    ]
+    assert flips[0] == flips[1] and len(flips[0]) == 3
+    noise = dict(zip(world[3]["logps_chosen"], (i % 3 == 0 for i in range(12)), strict=False))
+    for rows, _, kept in seen:
+        for i, row in enumerate(rows):
+            flip = row in flips[0]
+            assert bool(kept["language_biased"][i]) == (not flip and not noise[np.float32(row)])
+            assert bool(kept["vision_biased"][i]) == bool(kept["rejected"][i]) == (not flip)
+
+
+def test_flips_depend_on_the_seed(world, tmp_path, monkeypatch):
+    drawn = []
+
+    def stop(*arguments):
+        drawn.append(arguments[-1])
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "EncodedRows", stop)
+    for seed in (0, 0, 1):
+        with pytest.raises(InterruptedError):
+            fit(world, tmp_path, seed=seed, flip_rate=0.4)
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any() and drawn[0].sum() == 5
+
+
+CELL = Cell("napo_paper", seed=3)
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from napo import train
+from tiny_cells import make_profile
+from test_train import CELL
+real, calls = train.objective, []
+def objective(*arguments):
+    calls.append(1)
+    if len(calls) == 6:  # in the sixth step: checkpoint-4 lies on disk
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+train.objective = objective
+train.train_cell(CELL, make_profile(Path({folder!r})), {runs!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """(folder of an uninterrupted training of CELL, the profile, its runs folder)."""
+    profile, runs, _, _ = world
+    return train.train_cell(CELL, profile, runs), profile, runs
+
+
+def test_killed_training_goes_on_to_the_same_bytes(world, trained, tmp_path):
+    """SIGKILL in step 6 of 6, then a checkpoint that the kill cut short; the end must equal an uninterrupted run's."""
+    profile, runs, _, _ = world
+    elsewhere = tmp_path / "runs"
+    base = elsewhere / "tiny" / "base-0"
+    base.mkdir(parents=True)
+    for name in ("pairs.parquet", "reference.parquet"):
+        (base / name).write_bytes((runs / "tiny" / "base-0" / name).read_bytes())
+    script = KILLED.format(
+        tests=str(Path(__file__).parent), folder=str(Path(profile.model).parent), runs=str(elsewhere)
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "MKL_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    killed = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    folder = train.cell_folder(profile, CELL, elsewhere)
+    (checkpoints,) = folder.glob("checkpoints-*")
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-4"] and not (folder / "adapter").exists()
+    (checkpoints / "checkpoint-6").mkdir()
+    (checkpoints / "checkpoint-6" / "adapter_config.json").write_bytes(
+        (checkpoints / "checkpoint-4" / "adapter_config.json").read_bytes()
+    )
+    steps_taken = []
+    real = train.objective
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "objective", lambda *a: steps_taken.append(1) or real(*a))
+        train.train_cell(CELL, profile, elsewhere)
+    assert len(steps_taken) == 2  # steps 5 and 6; the first four were not done again
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "steps.jsonl"):
+        assert (folder / name).read_bytes() == (trained[0] / name).read_bytes(), name
+    assert not list(folder.glob("checkpoints-*")) and not list(folder.glob(".tmp-*"))
+
+
+def test_finished_cell_is_not_trained_again(trained, monkeypatch):
+    folder, profile, runs = trained
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    assert train.train_cell(CELL, profile, runs) == folder
+    assert train.train_cell(Cell("base"), profile, runs).name == "base-b0-s0-f0"
+
+
+def test_lost_steps_are_made_again(world, tmp_path):
+    """steps.jsonl belongs to the cell: without it the cell is not finished."""
+    profile, _, _, _ = world
+    profile = with_training(profile, epochs=1)
+    make_base(profile, tmp_path)
+    folder = train.train_cell(Cell("sft"), profile, tmp_path)
+    (folder / "steps.jsonl").unlink()
+    assert (train.train_cell(Cell("sft"), profile, tmp_path) / "steps.jsonl").exists()
+
+
+def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
+    steps = [json.loads(line) for line in (trained[0] / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    expected = {"step", "epoch", "loss", "learning_rate", "grad_norm", "rewards/chosen", "logps/chosen"}
+    for kind in REJECTED_KINDS:
+        expected |= {f"rewards/{kind}", f"rewards/margins_{kind}", f"rewards/accuracies_{kind}", f"logps/{kind}"}
+        expected |= {f"noise/gamma_{kind}"}
+    expected |= {"noise/q_language_biased", "noise/q_vision_biased"}
+    assert all(set(step) == expected for step in steps)
+    assert all(math.isfinite(value) for step in steps for value in step.values())
+    for kind in REJECTED_KINDS:
+        assert steps[0][f"rewards/margins_{kind}"] == pytest.approx(0, abs=1e-4)
+        assert steps[0][f"noise/gamma_{kind}"] == pytest.approx(1 / 3, abs=1e-6)
+    assert steps[0]["noise/q_language_biased"] == pytest.approx(0.5, abs=1e-6)
+    assert [step["epoch"] for step in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3)
+    assert len({step["noise/gamma_rejected"] for step in steps}) > 3
+
+
+def test_adapter_reloads_in_stock_peft_on_a_fresh_base_with_the_same_logits(trained, world):
+    folder, profile, runs = trained
+    row = packing.encode(make_row(2), models.load(profile.model, profile.quantisation)[1], ("chosen",))
+    batch = packing.collate_plain([row], ("chosen",))
+    inputs = {name: tensor for name, tensor in batch.items() if name != "response_mask"}
+    config = models.four_bit_config(profile.model, profile.quantisation)
+    stock = AutoModelForImageTextToText.from_pretrained(profile.model, quantization_config=config, dtype=torch.float32)
+    base = stock(**inputs).logits.detach()
+    stock = PeftModel.from_pretrained(stock, folder / "adapter").eval()
+    ours = models.load_adapter(models.load(profile.model, profile.quantisation)[0], folder / "adapter")
+    with torch.no_grad():
+        assert torch.equal(stock(**inputs).logits, ours(**inputs).logits)
+        assert (stock(**inputs).logits - base).abs().max() > 1e-3
+
+
+def test_saved_adapter_is_the_trained_policy_and_the_base_stays_as_it_was(world, tmp_path):
+    profile, _, rows, _ = world
+    fresh, processor = models.load(profile.model, profile.quantisation)
+    untouched = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    policy, _ = fit(world, tmp_path, "napo_paper")
+    policy.save_pretrained(tmp_path / "adapter")
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): p
+        for name, p in policy.named_parameters()
+        if "lora_" not in name
+    }
+    assert after.keys() == untouched.keys()
+    assert all(torch.equal(after[name], untouched[name]) for name in untouched)
+    reloaded = models.load_adapter(fresh, tmp_path / "adapter")
+    expected = logps.measure(policy, processor, rows[:3], KINDS)
+    assert logps.measure(reloaded, processor, rows[:3], KINDS).equals(expected)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(weights) == 2 * 14 and all(".lora_A." in name or ".lora_B." in name for name in weights)
+
+
+def test_missing_artefacts_name_the_notebook_that_writes_them(world, tmp_path):
+    profile = world[0]
+    with pytest.raises(MissingArtifact, match="run notebook 01 first"):
+        train.train_cell(Cell("sft"), profile, tmp_path)
+    make_base(profile, tmp_path)
+    (tmp_path / "tiny" / "base-0" / "reference.parquet").unlink()
+    with pytest.raises(MissingArtifact, match="run notebook 02 first"):
+        train.train_cell(Cell("sft"), profile, tmp_path)
+
+
+def test_failed_training_leaves_nothing_that_looks_finished(world, tmp_path):
+    profile = with_training(world[0], learning_rate=1e30)
+    make_base(profile, tmp_path)
+    with pytest.raises(BadInput, match="loss is"):
+        train.train_cell(Cell("dpo_all"), profile, tmp_path)
+    folder = train.cell_folder(profile, Cell("dpo_all"), tmp_path)
+    assert not (folder / "adapter").exists() and not (folder / "steps.jsonl").exists()
+
+
+def test_rows_of_a_dataset_train_as_a_list_does(world, tmp_path):
+    rows = world[2]
+    data.write(rows, tmp_path / "pairs.parquet")
+    (a, _), (b, _) = (
+        fit(world, tmp_path, training=short(), rows=r) for r in (rows, data.read(tmp_path / "pairs.parquet"))
+    )
+    a, b = adapter_of(a), adapter_of(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_reference_is_computed_once(world, monkeypatch):
+    profile, runs, _, reference = world
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    assert pd.read_parquet(logps.reference(profile, 0, runs)).equals(reference)
