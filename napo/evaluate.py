@@ -78,7 +78,7 @@ def ask_benchmark(model, processor, benchmark, settings):
         {"benchmark": benchmark, "example_id": item.example_id, "question": item.question, "answer": text}
         for item, text in zip(items, texts, strict=True)
     ]
-    return desk.score(items, texts), asked
+    return desk.score(benchmark, items, texts), asked
 
 
 def heldout_pairs(model, processor, rows, reference, profile):

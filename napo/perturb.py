@@ -125,8 +125,7 @@ class LoadOnce:
 def source_rows(profile, base, load, bad_rows="stop"):
     """The preference rows before perturbation, each with its split: a list of dicts with decoded images."""
     if profile.is_desk:
-        sizes = {"train": profile.rows, "heldout": profile.heldout_rows}
-        return [row for split, n in sizes.items() for row in desk().preference_rows(*load(), n, base, split)]
+        return desk().preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
     rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.revision, bad_rows)
     n_heldout = max(len(rows) - profile.rows, min(profile.heldout_rows, max(1, len(rows) // 5)))
     return [{**row, "split": "train" if i < len(rows) - n_heldout else "heldout"} for i, row in enumerate(rows)]
