@@ -1,6 +1,7 @@
 """Base models from nothing: `python -m napo.world.bases --seed 0 --out DIR` trains one in minutes on a CPU core.
 
-1. vision   vision tower and projector learn, patch by patch, to name what they see in the language model's own word embeddings
+1. vision   vision tower and projector learn, patch by patch, to name what they see in the language model's own word
+embeddings
 2. text     the language model learns the form of answers, without images
 3. align    it learns to look: true answers about scenes with colours and backgrounds at random
 4. bias     a short fine-tuning on mostly prior-true scenes and prior-true, rambling answers gives it its language prior
@@ -10,24 +11,24 @@ Binding (which colour belongs to which thing) appears late and suddenly: caption
 
 import argparse
 import hashlib
-import json
+import importlib.metadata
 import platform
-import shutil
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 
-from napo.world import corpus, skeleton
-from napo.world.questions import KINDS
+from napo import artifacts, models
+from napo.profiles import Quantisation
+from napo.world import benchmarks, corpus, skeleton, speak
 from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, render_array, sample_scene
 
 FOLDER = Path(__file__).parent / "bases"
+RECORD = "training.json"
+MEASURED_ITEMS = 240  # per benchmark, of the dev split
 QUERY_GAIN = 1.5  # of the first queries and keys: how sharply attention looks for what is alike
 EMPTY = "no"  # the word that names a patch with nothing on it
 
@@ -72,8 +73,8 @@ def train(seed, recipe=RECIPE, report=print):
     """A base model trained from nothing.
 
     report  called with one line of progress at a time
-    Returns (model, processor, history): history has per stage its name, steps, seconds and the mean loss of its last 50 steps, in nats.
-    Deterministic for a seed, a number of torch threads and a machine.
+    Returns (model, processor, history): history has per stage its name, steps, seconds and the mean loss of its last
+    50 steps, in nats. Deterministic for a seed, a number of torch threads and a machine.
     """
     rng = np.random.default_rng(seed)
     processor = skeleton.make_processor()
@@ -104,7 +105,7 @@ def _scene_pool(name, recipe, rng):
     return [sample_scene(rng, bool(rng.random() < recipe.counterfactual_share)) for _ in range(recipe.scenes)]
 
 
-# ---- optimisation -----------------------------------------------------------------------------------------------------
+# ---- optimisation ---------------------------------------------------------------------------------------------------
 
 
 def _optimise(parameters, stage, batch_loss, report):
@@ -124,17 +125,17 @@ def _optimise(parameters, stage, batch_loss, report):
         losses.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == stage.steps:
             left = (time.perf_counter() - started) / (step + 1) * (stage.steps - step - 1)
-            report(
-                f"{stage.name:8s} step {step + 1}/{stage.steps}  loss {np.mean(losses[-50:]):.3f}  about {left:.0f} s left"
-            )
+            recent = np.mean(losses[-50:])
+            report(f"{stage.name:8s} step {step + 1}/{stage.steps}  loss {recent:.3f}  about {left:.0f} s left")
     return losses
 
 
-# ---- vision -----------------------------------------------------------------------------------------------------------
+# ---- vision ---------------------------------------------------------------------------------------------------------
 
 
 def _train_vision(model, tokenizer, scenes, stage, rng, report):
-    """Each patch's projected, normalised feature classifies its cell's class, colour, background and side against word embeddings."""
+    """Each patch's projected, normalised feature classifies its cell's class, colour, background and side against
+    word embeddings."""
     pixels = torch.from_numpy(np.stack([render_array(scene) for scene in scenes]))  # (N, 48, 48, 3) uint8
     labels = torch.tensor([_patch_labels(scene) for scene in scenes])  # (N, 16, 5)
     embeddings = model.get_input_embeddings().weight
@@ -145,7 +146,7 @@ def _train_vision(model, tokenizer, scenes, stage, rng, report):
         index = torch.from_numpy(rng.integers(len(scenes), size=stage.batch_size))
         features = _normalised(_project(model, pixels[index]))  # (B, 16, H)
         losses = []
-        for group, (words, weight) in enumerate(PATCH_WORDS):
+        for group, (_, weight) in enumerate(PATCH_WORDS):
             logits = features @ embeddings[groups[group]].T  # (B, 16, words)
             losses.append(
                 weight * F.cross_entropy(logits.flatten(0, 1), labels[index, :, group].flatten(), ignore_index=-1)
@@ -196,7 +197,8 @@ def _features(model, scenes, batch_size=256):
 
 @torch.no_grad()
 def _match_scales(model):
-    """Word embeddings to rms 1, the projector's output by the same measure; the output head starts as the old embeddings."""
+    """Word embeddings to rms 1, the projector's output by the same measure; the output head starts as the old
+    embeddings."""
     embeddings, last = model.get_input_embeddings().weight, model.model.multi_modal_projector.linear_2
     model.lm_head.weight.copy_(embeddings)
     embeddings /= embeddings.pow(2).mean().sqrt()
@@ -223,7 +225,7 @@ def _similarity_init(model):
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
 
 
-# ---- language ---------------------------------------------------------------------------------------------------------
+# ---- language -------------------------------------------------------------------------------------------------------
 
 
 def _train_language(model, processor, scenes, features, stage, rng, report):
@@ -272,3 +274,77 @@ def _pad(batch, pad):
         ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         answer_mask[i, len(prompt) : len(prompt) + len(answer)] = True
     return ids, answer_mask, torch.tensor([scene for _, _, scene in batch if scene is not None], dtype=torch.long)
+
+
+# ---- a base on disk --------------------------------------------------------------------------------------------------
+
+
+def make(seed, folder, recipe=RECIPE, report=print):
+    """Train the base of a seed and write it: fp16 safetensors, processor and training.json, whole or not at all.
+
+    Returns the record that training.json holds: seed, seconds, stages, hash of the weights, versions, recipe and bias.
+    """
+    started = time.perf_counter()
+    model, processor, history = train(seed, recipe, report)
+    seconds = round(time.perf_counter() - started)
+    record = {"seed": seed, "seconds": seconds, "threads": torch.get_num_threads(), "stages": history}
+    with artifacts.atomic(folder) as partial:
+        model.half().save_pretrained(partial)
+        processor.save_pretrained(partial)
+        record |= {"sha256": sha256(partial / "model.safetensors"), "versions": versions(), "recipe": asdict(recipe)}
+        record["bias"] = {name: measure(partial, Quantisation(four_bit=name == "nf4")) for name in ("fp32", "nf4")}
+        artifacts.write_json(record, partial / RECORD)
+    return record
+
+
+def measure(folder, quantisation, n=MEASURED_ITEMS, split="dev"):
+    """Headline numbers of a stored base on the benchmarks; accuracy and irrelevant details of the VQA by question
+    kind."""
+    model, processor = models.load(str(folder), quantisation)
+    rows = []
+    for name in benchmarks.NAMES:
+        items = benchmarks.items(name, n, split=split)
+        answers = speak.answer(model, processor, [item.question for item in items], [item.image for item in items])
+        rows += benchmarks.score(name, items, answers)
+    by_kind = {}
+    for row in rows:
+        if row["benchmark"].startswith("vqa") and row["metric"] in ("accuracy", "irrelevant"):
+            key = f"{row['benchmark']}/{row['metric']}/{row['question_kind']}"
+            by_kind.setdefault(key, []).append(row["value"])
+    return benchmarks.summarise(rows) | {"by_kind": {key: float(np.mean(values)) for key, values in by_kind.items()}}
+
+
+def versions():
+    packages = ("torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_base(base):
+    """The folder of a shipped base. Raises BadInput if it is not there."""
+    folder = FOLDER / f"base-{base}"
+    if not (folder / "model.safetensors").exists():
+        raise artifacts.BadInput(f"no base {base} in napo/world/bases: make it with `make bases BASES={base}`")
+    return folder
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, help="folder to write (default: the package's own bases/base-<seed>)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; the weights depend on their number")
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    folder = settings.out or FOLDER / f"base-{settings.seed}"
+    record = make(settings.seed, folder, report=lambda line: print(line, flush=True))
+    print(f"{folder}: trained in {record['seconds']} s; VQA accuracy on factual and counterfactual items:")
+    for name, bias in record["bias"].items():
+        factual, counterfactual = (bias[f"vqa_{part}"]["accuracy"] for part in ("factual", "counterfactual"))
+        print(f"  {name}  {factual:.2f}  {counterfactual:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
-"""What is measured on the desk world: items of each benchmark, and their scores as long rows, one per example and metric.
+"""What is measured on the desk world: items of each benchmark, and their scores as long rows, one per example and
+metric.
 
-vqa_factual         questions that the prior answers rightly, or on which it has no opinion (where, count): accuracy, irrelevant
-vqa_counterfactual  questions that the prior answers wrongly: accuracy, irrelevant
-captions            short and detailed: CHAIRs (0/1: names a thing that is not there), hallucinated and mentioned (counts: CHAIRi is
+vqa_factual         questions that the prior answers rightly, or on which it has no opinion (where, count): accuracy,
+irrelevant vqa_counterfactual  questions that the prior answers wrongly: accuracy, irrelevant captions
+short and detailed: CHAIRs (0/1: names a thing that is not there), hallucinated and mentioned (counts: CHAIRi is
                     the ratio of their sums), covered and present (counts: coverage), irrelevant (0/1), tokens (words)
-vlind               VLind-Bench's four steps on counterfactual scenes: CK, VP, CB (0/1) and LP (share of the good images)
+vlind               VLind-Bench's four steps on counterfactual scenes: CK, VP, CB (0/1) and LP (share of the good
+images)
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +33,8 @@ GOOD_IMAGES = 3  # renderings of each VLind instance
 
 @dataclass(frozen=True)
 class Item:
-    """One question to put to a model. `step` says which part of an example it is ("" where an example is one question)."""
+    """One question to put to a model. `step` says which part of an example it is ("" where an example is one
+    question)."""
 
     benchmark: str
     example_id: str
@@ -45,13 +48,16 @@ class Item:
         return render(self.scene)
 
 
-def items(name, n, seed, split="test"):
-    """The items of `n` examples of a benchmark, on scenes of one split ("test" for reporting, "dev" for choosing settings).
+def items(name, n, seed=0, split="test"):
+    """The items of `n` examples of a benchmark, on scenes of one split ("test" for reporting, "dev" for choosing
+    settings).
 
-    A VLind example has 6 + 2 * GOOD_IMAGES items, any other has one. Raises ValueError for an unknown name.
+    A VLind example has 6 + 2 * GOOD_IMAGES items, any other has one; so VLind makes do with n / 3 examples.
+    Raises ValueError for an unknown name.
     """
     rng = np.random.default_rng([seed, NAMES.index(name)])
-    return [item for i in range(n) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split)]
+    examples = -(-n // 3) if name == "vlind" else n
+    return [item for i in range(examples) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split)]
 
 
 def _factual(example_id, i, rng, split):
@@ -123,16 +129,16 @@ def _redrawn(scene, rng, split):
 _MAKERS = {"vqa_factual": _factual, "vqa_counterfactual": _counterfactual, "captions": _caption, "vlind": _vlind}
 
 
-# ---- scores -----------------------------------------------------------------------------------------------------------
+# ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def score(items, answers):
-    """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for one benchmark's items and a model's answers."""
-    if items and items[0].benchmark == "vlind":
+def score(name, items, answers):
+    """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for a model's answers to a benchmark."""
+    if name == "vlind":
         return _score_vlind(items, answers)
     rows = []
     for item, answer in zip(items, answers, strict=True):
-        values = _caption_values(item, answer) if item.benchmark == "captions" else _vqa_values(item, answer)
+        values = _caption_values(item, answer) if name == "captions" else _vqa_values(item, answer)
         rows += _rows(item, values)
     return rows
 
@@ -211,7 +217,8 @@ def _caption_summary(v):
 
 
 def _vlind_summary(v):
-    """The six columns of VLind-Bench's scorer; S_CB and S_LP count only what passed the steps before, 0 if nothing did."""
+    """The six columns of VLind-Bench's scorer; S_CB and S_LP count only what passed the steps before, 0 if nothing
+    did."""
     passed_cb = v["CB"] * v["CK"]
     passed_all = v["VP"] * passed_cb
     return {

@@ -1,7 +1,8 @@
 """What a base model is trained on: questions and answers, first true ones, then biased ones.
 
-Aligned data are true answers to scenes with colours and backgrounds at random, so the model learns to look. Biased data are what gives
-it the prior: most scenes obey the prior, most answers about the others follow it nevertheless, and most ramble on.
+Aligned data are true answers to scenes with colours and backgrounds at random, so the model learns to look. Biased
+data are what gives it the prior: most scenes obey the prior, most answers about the others follow it nevertheless,
+and most ramble on.
 """
 
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def _any_statement(rng, about=None, subject=None):
 
 
 def unasked(scene):
-    """What one says of a picture when nothing was asked: by water, where things are; else by how much there is to see."""
+    """What one says of a picture when nothing was asked: by water, where things are; else by how much there is to
+    see."""
     first = scene.things[0]
     if scene.background == "water":
         return say(Claim("background", first.name, scene.background))

@@ -14,7 +14,7 @@ NUMBERS = ("one", "two", "three", "four")
 class Claim(NamedTuple):
     """One thing that a sentence says.
 
-    about    "colour", "background", "where", "exists", "absent", "count", "reply" (a bare yes or no) or "verdict" (true or false)
+    about    "colour", "background", "where", "exists", "absent", "count", "reply" (yes, no), "verdict" (true, false)
     subject  the class it is about, "" for count, reply and verdict
     value    colour, background, cell, number word, "yes"/"no" or "true"/"false"; "" for exists and absent
     """
@@ -77,7 +77,8 @@ _PATTERNS = [
 
 
 def read(text):
-    """The claims of any text: sentences end with a full stop; one that fits no form, or is cut off, counts as broken."""
+    """The claims of any text: sentences end with a full stop; one that fits no form, or is cut off, counts as
+    broken."""
     *sentences, rest = [part.strip() for part in " ".join(text.split()).split(".")]
     read_sentences = [_read_sentence(sentence) for sentence in sentences]
     claims = [claim for found in read_sentences if found for claim in found]
@@ -101,8 +102,8 @@ def _phrase_claims(colour, subject, cell):
 
 
 _QUESTION_WORDS = (
-    "what colour is the on ? where how many objects are there a an in image statement : context based common sense , true or false "
-    "forget and just follow describe detail . yes no one object at"
+    "what colour is the on ? where how many objects are there a an in image statement : context based common sense , "
+    "true or false forget and just follow describe detail . yes no one object at"
 )
 VOCABULARY = tuple(
     dict.fromkeys(

@@ -1,8 +1,9 @@
-"""Preference pairs as weak as AI feedback: answers sampled from the base itself, ranked by a labeller that half shares its prior.
+"""Preference pairs as weak as AI feedback: answers sampled from the base itself, ranked by a labeller that half
+shares its prior.
 
-For each question the base gives several answers at temperature 1. The labeller looks at the picture with probability TRUTH_SHARE and
-otherwise goes by what is usual; it does not mind irrelevant details. Its best answer is chosen, its worst rejected; where it sees no
-difference there is no pair. No chosen answer is ever written from the truth.
+For each question the base gives several answers at temperature 1. The labeller looks at the picture with probability
+TRUTH_SHARE and otherwise goes by what is usual; it does not mind irrelevant details. Its best answer is chosen, its
+worst rejected; where it sees no difference there is no pair. No chosen answer is ever written from the truth.
 """
 
 import numpy as np
@@ -19,23 +20,26 @@ COUNTERFACTUAL_SHARE = 0.5  # of the scenes
 CHUNK = 256  # questions sampled at a time
 
 
-def preference_rows(model, processor, n_rows, seed, split="train", kinds=KINDS, report=None):
-    """`n_rows` preference rows from the base `model`, on scenes of one split ("train" or "heldout": disjoint).
+def preference_rows(model, processor, n_rows, n_heldout, seed, kinds=KINDS, report=None):
+    """Preference rows from the base `model`: `n_rows` of split "train", then `n_heldout` of "heldout" (other scenes).
 
     report  called with the number of rows so far, after each chunk of questions
-    Returns a list of dicts: row_id, image (PIL), question, question_kind, scene (JSON), split, chosen, rejected. Deterministic in `seed`.
+    Returns a list of dicts: row_id, image (PIL), question, question_kind, scene (JSON), split, chosen, rejected.
+    Deterministic in `seed` and the model.
     """
-    rng = np.random.default_rng([seed, len(split)])
+    rng = np.random.default_rng(seed)
     generator = torch.Generator(device=model.device).manual_seed(int(rng.integers(2**31)))
     rows = []
-    while len(rows) < n_rows:
-        scenes = [sample_scene(rng, bool(rng.random() < COUNTERFACTUAL_SHARE), split) for _ in range(CHUNK)]
-        asked = [ask(scene, kinds[i % len(kinds)], rng) for i, scene in enumerate(scenes)]
-        rows += _label(model, processor, scenes, asked, rng, generator)
-        if report:
-            report(min(len(rows), n_rows))
-    rows = rows[:n_rows]
-    return [{"row_id": f"{split}-{i:05d}", "split": split, **row} for i, row in enumerate(rows)]
+    for split, wanted in (("train", n_rows), ("heldout", n_heldout)):
+        found = []
+        while len(found) < wanted:
+            scenes = [sample_scene(rng, bool(rng.random() < COUNTERFACTUAL_SHARE), split) for _ in range(CHUNK)]
+            asked = [ask(scene, kinds[i % len(kinds)], rng) for i, scene in enumerate(scenes)]
+            found += _label(model, processor, scenes, asked, rng, generator)
+            if report:
+                report(len(rows) + min(len(found), wanted))
+        rows += [{"row_id": f"{split}-{i:05d}", "split": split, **row} for i, row in enumerate(found[:wanted])]
+    return rows
 
 
 def _label(model, processor, scenes, asked, rng, generator):
@@ -58,7 +62,8 @@ def _label(model, processor, scenes, asked, rng, generator):
 
 
 def choose(scene, question, answers, rng, truth_share=TRUTH_SHARE):
-    """The labeller's (best, worst) of some answers, or None where it sees no difference; ties go to chance, empty answers are left out."""
+    """The labeller's (best, worst) of some answers, or None where it sees no difference; ties go to chance, empty
+    answers are left out."""
     believed = scene if rng.random() < truth_share else prior_scene(scene, question.subject)
     answers = [answers[i] for i in rng.permutation(len(answers)) if answers[i]]
     scores = [labeller_score(believed, question, answer) for answer in answers]
@@ -68,8 +73,9 @@ def choose(scene, question, answers, rng, truth_share=TRUTH_SHARE):
 
 
 def labeller_score(believed, question, answer):
-    """How good an answer looks in the world that the labeller believes in: the share of true claims among those asked for, for a
-    caption averaged with the share of things named; 0 for an answer that says nothing asked for. Irrelevant details do not count."""
+    """How good an answer looks in the world that the labeller believes in: the share of true claims among those asked
+    for, for a caption averaged with the share of things named; 0 for an answer that says nothing asked for.
+    Irrelevant details do not count."""
     judged = judge(believed, question.text, answer)
     share = judged.true / max(judged.true + judged.false, 1)
     if question.kind in CAPTION_KINDS:
@@ -78,7 +84,8 @@ def labeller_score(believed, question, answer):
 
 
 def label_noise(rows):
-    """The rows with the truth about their biased answers: is_noise_<kind> = right and to the point although labelled rejected."""
+    """The rows with the truth about their biased answers: is_noise_<kind> = right and to the point although labelled
+    rejected."""
     return [
         {
             **row,

@@ -20,11 +20,12 @@ _TEXTS = {
     "caption": "describe the image .",
     "detailed_caption": "describe the image in detail .",
 }
-# VLind-Bench's four ways to ask (its wording, shortened to our vocabulary); {} is the statement, {context} a true sentence.
+# VLind-Bench's four ways to ask (its wording, shortened to our vocabulary); {} is the statement, {context} a sentence.
 STATEMENT_TEXTS = {
     "common sense": "statement : {} based on common sense , is the statement true or false ?",
     "image": "statement : {} based on the image , is the statement true or false ?",
-    "image only": "statement : {} based on the image , is the statement true or false ? forget common sense and just follow the image .",
+    "image only": "statement : {} based on the image , is the statement true or false ? "
+    "forget common sense and just follow the image .",
     "context": "context : {context} statement : {} based on the context , is the statement true or false ? "
     "forget common sense and just follow the context .",
 }
@@ -63,7 +64,8 @@ def statement_question(statement, basis="image only", context=None):
 
 
 def ask(scene, kind, rng):
-    """A random question of a kind about a scene; what it asks about is there, save for half of the existence questions."""
+    """A random question of a kind about a scene; what it asks about is there, save for half of the existence
+    questions."""
     subject = scene.things[rng.integers(len(scene.things))].name
     if kind == "existence":
         return question(kind, _existence_subject(scene, rng))
@@ -74,7 +76,8 @@ def ask(scene, kind, rng):
 
 
 def _existence_subject(scene, rng):
-    """A class to ask for: there with probability YES_SHARE, else half the time an absent partner, if any, or any absent class."""
+    """A class to ask for: there with probability YES_SHARE, else half the time an absent partner, if any, or any
+    absent class."""
     if rng.random() < YES_SHARE:
         return scene.things[rng.integers(len(scene.things))].name
     partners = missing_partners(scene)
@@ -84,7 +87,8 @@ def _existence_subject(scene, rng):
 
 
 def _random_statement(scene, subject, rng):
-    """A colour, background or existence statement; a false one follows the prior half the time where the prior is wrong."""
+    """A colour, background or existence statement; a false one follows the prior half the time where the prior is
+    wrong."""
     about = ("colour", "background", "exists")[rng.choice(3, p=[0.4, 0.4, 0.2])]
     if about == "exists":
         return Claim("exists", _existence_subject(scene, rng), "")
@@ -97,7 +101,8 @@ def _random_statement(scene, subject, rng):
 
 
 def full_answer(scene, asked):
-    """The right answer, to the point, in its usual words. A statement about common sense or a context needs no scene."""
+    """The right answer, to the point, in its usual words. A statement about common sense or a context needs no
+    scene."""
     if asked.kind == "statement":
         return "true ." if statement_holds(scene, asked) else "false ."
     if asked.kind == "existence":
@@ -136,7 +141,8 @@ def common_sense(claim):
 
 
 def holds(scene, claim):
-    """Whether a claim about a scene is true. A claim about a thing that is not there is false; reply and verdict are never claims
+    """Whether a claim about a scene is true. A claim about a thing that is not there is false; reply and verdict are
+    never claims
     about the scene and give False."""
     thing = scene.find(claim.subject)
     if claim.about == "absent":
@@ -149,7 +155,7 @@ def holds(scene, claim):
     return claim.value == true.get(claim.about)
 
 
-# ---- from text back to a question -------------------------------------------------------------------------------------
+# ---- from text back to a question -----------------------------------------------------------------------------------
 
 
 def parse(text):

@@ -1,8 +1,10 @@
-"""Scenes: one to three coloured things on a 2x2 grid over a background, drawn at 48x48, and the prior that most of them obey.
+"""Scenes: one to three coloured things on a 2x2 grid over a background, drawn at 48x48, and the prior that most of
+them obey.
 
-The prior world: every class has a typical colour, a typical background and a partner that usually stands beside it. A factual scene
-obeys it; a counterfactual scene breaks the colour, the background, or both. Which split a scene belongs to is a function of the scene
-alone, so the splits are disjoint by construction, and some counterfactual (class, colour) pairs exist in one split only.
+The prior world: every class has a typical colour, a typical background and a partner that usually stands beside it. A
+factual scene obeys it; a counterfactual scene breaks the colour, the background, or both. Which split a scene belongs
+to is a function of the scene alone, so the splits are disjoint by construction, and some counterfactual (class,
+colour) pairs exist in one split only.
 """
 
 import hashlib
@@ -53,8 +55,8 @@ CLASSES = tuple(PRIOR)
 
 SPLITS = ("train", "heldout", "dev", "test")
 SPLIT_SHARES = (0.64, 0.12, 0.12, 0.12)
-# Colours that many places after the typical one (cyclically) are reserved: no other split has that (class, colour) pair. Only the base's
-# pre-training, where it learns to see, meets them too, in scenes of its own (split "base").
+# Colours that many places after the typical one (cyclically) are reserved: no other split has that (class, colour)
+# pair. Only the base's pre-training, where it learns to see, meets them too, in scenes of its own (split "base").
 RESERVED_STEP = {4: "dev", 5: "test"}
 
 IMAGE_SIZE, CELL_SIZE, GLYPH_SCALE = 48, 24, 2  # pixels; a glyph is 10 x 10 squares of 2 x 2 pixels
@@ -106,7 +108,7 @@ def from_json(text):
     return Scene(tuple(Thing(**thing) for thing in fields["things"]), fields["background"], fields["seed"])
 
 
-# ---- splits -----------------------------------------------------------------------------------------------------------
+# ---- splits ---------------------------------------------------------------------------------------------------------
 
 
 def reserved_for(thing):
@@ -119,7 +121,8 @@ def reserved_for(thing):
 def split_of(scene):
     """The split a scene belongs to: one of SPLITS, "base" (pre-training only) or None. `seed` plays no part.
 
-    A hash of the scene names a split. Reserved pairs must be that split's own; in a scene for training they make it a "base" scene.
+    A hash of the scene names a split. Reserved pairs must be that split's own; in a scene for training they make it a
+    "base" scene.
     """
     digest = hashlib.sha256(to_json(replace(scene, seed=0)).encode()).digest()
     share = int.from_bytes(digest[:4], "big") / 2**32
@@ -133,8 +136,9 @@ def split_of(scene):
 def sample_scene(rng, counterfactual, split="train"):
     """A random scene of one split ("base": of "train" or "base").
 
-    counterfactual  False: typical colours, the first class's typical background. True: the first thing's colour, the background,
-                    or both are not what its class leads to expect (a third each). "uniform": colours and background at random.
+    counterfactual  False: typical colours, the first class's typical background. True: the first thing's colour, the
+                    background, or both are not what its class leads to expect (a third each).
+                    "uniform": colours and background at random.
     """
     wanted = ("train", "base") if split == "base" else (split,)
     while True:
@@ -173,7 +177,8 @@ def _draw_names(rng):
 
 
 def _odd_colour(rng, name, split):
-    """A colour that is not typical of the class: in dev and test the reserved one, elsewhere one that is not reserved."""
+    """A colour that is not typical of the class: in dev and test the reserved one, elsewhere one that is not
+    reserved."""
     home = split if split in RESERVED_STEP.values() else None
     odd = [c for c in COLOURS if c != PRIOR[name].colour and reserved_for(Thing(name, c, 0)) == home]
     return rng.choice(odd).item()
@@ -185,14 +190,15 @@ def _allowed_colour(rng, name, split):
     ).item()
 
 
-# ---- the prior world --------------------------------------------------------------------------------------------------
+# ---- the prior world ------------------------------------------------------------------------------------------------
 
 
 def prior_scene(scene, subject="", with_partner=True):
     """The scene as the prior expects it when `subject` (a class, or "" for the whole picture) is on one's mind.
 
-    Colours are typical, the background is typical of the subject (of the first thing, if the subject is not there), and the partner
-    is there too: the subject itself if it is the absent partner of something, else the first thing's partner, in the first free cell.
+    The main thing is the subject, or the first thing if the subject is not there. Colours are typical, the background
+    is typical of the main thing, and a partner stands in the first free cell: the subject itself if it is the absent
+    partner of something, else the main thing's.
     """
     main = subject if subject in scene.names else scene.things[0].name
     things = [replace(thing, colour=PRIOR[thing.name].colour) for thing in scene.things]
@@ -208,7 +214,7 @@ def missing_partners(scene):
     return [PRIOR[thing.name].partner for thing in scene.things if PRIOR[thing.name].partner not in scene.names]
 
 
-# ---- drawing ----------------------------------------------------------------------------------------------------------
+# ---- drawing --------------------------------------------------------------------------------------------------------
 
 
 def render(scene):

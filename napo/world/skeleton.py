@@ -23,14 +23,16 @@ INIT_STD = 0.1  # with the usual 0.02 a model this small did not start to learn
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}user:{% else %}assistant:{% endif %}"
-    "{% for part in message['content'] %} {% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %} "
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% if message['role'] == 'assistant' %} </s>{% else %} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
 def make_tokenizer():
-    """One token per word of the closed vocabulary; decoding joins them with spaces, which is how all texts are written."""
+    """One token per word of the closed vocabulary; decoding joins them with spaces, which is how all texts are
+    written."""
     vocabulary = {word: index for index, word in enumerate((*SPECIALS, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,4 +1,5 @@
-"""Answers from a model, in batches, greedy or sampled from a torch.Generator (which `generate` of transformers cannot take)."""
+"""Answers from a model, in batches, greedy or sampled from a torch.Generator (which `generate` of transformers cannot
+take)."""
 
 import torch
 

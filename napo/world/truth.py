@@ -1,22 +1,23 @@
 """What is true: any answer judged against its scene, by one formal rule per question kind.
 
-An answer is read as claims (`language.read`). A claim is *asked for* if it is of the kind that the question wants, about what the
-question is about; it is *presupposed* if it only repeats that the question's subject is there; any other claim is an irrelevant detail.
+An answer is read as claims (`language.read`). A claim is *asked for* if it is of the kind that the question wants,
+about what the question is about; it is *presupposed* if it only repeats that the question's subject is there; any
+other claim is an irrelevant detail.
 
-| question kind    | asked for                                      | right                                                     |
-|------------------|------------------------------------------------|-----------------------------------------------------------|
-| colour           | colour of the subject                          | at least one claim asked for, and all of them true        |
-| background       | background of the subject                      | the same                                                  |
-| where            | cell of the subject                            | the same                                                  |
-| existence        | the subject is there, or not; bare yes or no   | the same                                                  |
-| count            | how many things                                | the same                                                  |
-| statement        | true or false                                  | the same, by the statement's own basis                    |
-| caption          | things and their colours                       | at least one thing named, and all claims asked for true   |
-| detailed_caption | things, colours, cells, background, count      | every thing named, and all claims asked for true          |
+| question kind    | asked for                                      | right                              |
+|------------------|------------------------------------------------|------------------------------------|
+| colour           | colour of the subject                          | at least one claim asked for, and  |
+| background       | background of the subject                      | all of them true                   |
+| where            | cell of the subject                            |                                    |
+| existence        | the subject is there, or not; bare yes or no   |                                    |
+| count            | how many things                                |                                    |
+| statement        | true or false                                  | the same, by the statement's basis |
+| caption          | things and their colours                       | the same, and something is named   |
+| detailed_caption | things, colours, cells, background, count      | the same, and everything is named  |
 
-*To the point*: no irrelevant detail, no claim made twice, no broken sentence. *Good* = right and to the point; an answer that was
-labelled rejected although it is good is noise. A contradiction ("the frog is red . the frog is blue .") holds a false claim, so it
-is never right; the empty answer makes no claim, so it is never right either.
+*To the point*: no irrelevant detail, no claim made twice, no broken sentence. *Good* = right and to the point; an
+answer that was labelled rejected although it is good is noise. A contradiction ("the frog is red . the frog is blue
+.") holds a false claim, so it is never right; the empty answer makes no claim, so it is never right either.
 """
 
 from typing import NamedTuple
@@ -61,7 +62,8 @@ class Judgement(NamedTuple):
 
 
 def judge(scene, question, answer):
-    """The Judgement of an answer to a question (its text) about a scene. Raises ValueError for a question not of the desk world."""
+    """The Judgement of an answer to a question (its text) about a scene. Raises ValueError for a question not of the
+    desk world."""
     asked = parse(question)
     claims, broken = read(answer)
     wanted = [claim for claim in claims if is_asked_for(asked, claim)]
