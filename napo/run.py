@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -264,6 +265,8 @@ def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str]
             print(f"{title}  (last time {clock(last)})" if last else title, flush=True)
             seconds = run_notebook(session, notebook, parameters[notebook.name], key)
             print(f"      done in {clock(seconds)}", flush=True)
+            if _stopping.is_set():
+                raise KeyboardInterrupt
             sources.forget()  # a module may have been edited meanwhile
             ran += 1
     what = f"{ran} of {len(selected)} notebooks run in" if ran else "all up to date, checked in"
@@ -274,7 +277,15 @@ def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str]
     )
 
 
+_stopping = threading.Event()
+
+
 def _stop(number, frame):
+    """Raise KeyboardInterrupt, and again every two seconds: it may come inside a callback that swallows it."""
+    _stopping.set()
+    again = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
     raise KeyboardInterrupt
 
 
@@ -292,22 +303,21 @@ def main(
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     parser.add_argument("--execution-timeout", type=int, default=DAY, help="seconds per cell (default: a day)")
     asked = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore them
+        signal.signal(number, _stop)
     session = Session(asked.profile, asked.runs_dir, timeout=asked.execution_timeout, **places)
     try:
         if known_profile is None:
             from napo.profiles import get as known_profile
         known_profile(asked.profile)
         run_all(session, select(session.notebooks, asked.wanted), asked.given, asked.force)
-    except BadInput as error:
+    except (BadInput, NotebookFailed, KeyboardInterrupt) as error:
+        if _stopping.is_set():  # whatever the interruption led to
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            return 130
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        return 130
+        return 2 if isinstance(error, BadInput) else 1
     return 0
 
 

@@ -170,6 +170,7 @@ def script(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import test_grid\nfrom napo import grid\n"
         "if __name__ == '__main__':\n"
         "    cells = test_grid.cells(sys.argv[1], 'sleep', 'sleep', 'sleep')\n"

@@ -498,6 +498,26 @@ class TestInterruptions:
         project.go()
         assert project.run("01", "02")[0] == ["02"]
 
+    @pytest.mark.parametrize("then", ["time.sleep(60)", "raise run.NotebookFailed('a consequence')"])
+    def test_interrupt_that_a_library_swallows(self, project, then):
+        text = (project.root / "driver.py").read_text()
+        swallow = f"""
+import time
+def swallow(*_):
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        {then}
+run._execute = swallow
+root ="""
+        (project.root / "driver.py").write_text(text.replace("\nroot =", swallow))
+        runner = project.start("01")
+        assert [runner.stdout.readline() for _ in range(2)] == ["[1/1] 01_first\n", "ready\n"]
+        runner.send_signal(signal.SIGINT)
+        _, err = runner.communicate(timeout=30)
+        assert (runner.returncode, err) == (130, "stopped; the same command goes on from here\n")
+
     def test_kernel_killed(self, project):
         project.hold(2)
         runner = project.start("01", "02")
