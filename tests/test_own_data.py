@@ -26,7 +26,7 @@ ROWS = 8
 def own_profile(folder, **changes):
     settings = {"model": str(folder / "llava"), "data": str(folder / "mine.parquet"), "rows": ROWS, "device": "cpu"}
     profile = profiles.get("paper", **settings | changes)
-    return replace(profile, perturbation=replace(profile.perturbation, max_new_tokens=32))  # for time
+    return replace(profile, perturbation=replace(profile.perturbation, max_new_tokens=12))  # for time
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def run(folder):
 def test_profile_is_the_papers_but_for_what_was_overridden(folder):
     own, paper = own_profile(folder), profiles.PROFILES["paper"]
     assert own.training == paper.training and own.lora == paper.lora and own.evaluation == paper.evaluation
-    assert own.perturbation == replace(paper.perturbation, max_new_tokens=32) and own.perturbation.num_beams == 3
+    assert own.perturbation == replace(paper.perturbation, max_new_tokens=12) and own.perturbation.num_beams == 3
     assert own.quantisation.four_bit and own.quantisation.dtype == "float32"
     assert (own.rows, own.heldout_rows, own.device) == (ROWS, ROWS, "cpu")
 

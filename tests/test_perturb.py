@@ -39,6 +39,7 @@ def counted(monkeypatch):
         return [f"answer {len(calls)}.{i}" for i in range(len(prompts))]
 
     monkeypatch.setattr(perturb, "generate", generate)
+    monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
     return calls
 
 
@@ -85,6 +86,7 @@ def fake_generate(monkeypatch, first, second):
         return [second if min_new_tokens else first(row) for row, _, _ in prompts]
 
     monkeypatch.setattr(perturb, "generate", generate)
+    monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
     return asked
 
 
@@ -187,6 +189,7 @@ def test_an_interrupted_run_keeps_the_shards_that_it_finished(monkeypatch, tmp_p
         return [f"{row['row_id']} {image} {question}" for row, image, question in prompts]
 
     monkeypatch.setattr(perturb, "generate", generate)
+    monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
     with pytest.raises(KeyboardInterrupt):
         perturb.pairs(profile, 0, runs_dir=tmp_path / "runs")
     folder = tmp_path / "runs" / "paper" / "base-0"
