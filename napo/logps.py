@@ -85,7 +85,7 @@ def response_logps(model, processor, rows, kinds, packed=False, max_length=None)
 
 @torch.no_grad()
 def from_full_logits(model, processor, row, kind, max_length=None):
-    """One response's summed log-prob the slow way, to compare with: the model's own full logits of one sequence, as a float."""
+    """One response's summed log-prob the slow way, to compare with: full logits of one sequence; a float."""
     encoded = packing.encode(row, processor, (kind,), max_length)
     batch = to_device(packing.collate_plain([encoded], (kind,), processor.tokenizer.pad_token_id), model.device)
     start = int(batch.pop("response_mask")[0].nonzero()[0])
@@ -140,6 +140,7 @@ def reference(profile, base, runs_dir="runs"):
             models.source(profile, base), profile.quantisation, profile.device, profile.revision
         )
         rows = data.read(pairs)
+        packing.check_image_tokens(model, processor, rows[0])
         batch_size = profile.training.batch_size
         frame = measure(
             model, processor, rows, KINDS, batch_size, profile.training.max_length, label=f"base {base}: log-probs"

@@ -48,7 +48,9 @@ def identity(name):
 
 
 def check_device(device):
-    """Raises BadInput where a CUDA device is asked for and cannot be had."""
+    """Raises BadInput for an unknown device, and where a CUDA device is asked for and cannot be had."""
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"unknown device {device!r}: use cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         raise BadInput(

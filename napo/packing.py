@@ -22,7 +22,18 @@ def conversation(row, image=True, question=True):
 
 def prompt_text(row, processor, image=True, question=True):
     """The prompt of a row as text, ending where the response starts."""
+    if question:
+        refuse_image_token(row, "question", row["question"], processor)
     return processor.apply_chat_template(conversation(row, image, question), add_generation_prompt=True)
+
+
+def refuse_image_token(row, name, text, processor):
+    """Raises BadInput where a text holds the image token: the model would look for one more image."""
+    token = getattr(processor, "image_token", None)
+    if token and token in text:
+        raise BadInput(
+            f"row {row.get('row_id')}: {name} contains {token}: take it out, the chat template places the image"
+        )
 
 
 def tokenised(texts, images, processor, **settings):
@@ -76,6 +87,7 @@ def encode(row, processor, kinds, max_length=None):
     for kind in kinds:
         if not row[kind].strip():
             raise BadInput(f"row {row.get('row_id')}: {kind} is empty: drop the row or give it an answer")
+        refuse_image_token(row, kind, row[kind], processor)
         ids = response_ids(row[kind], row, processor)
         n_cut += room is not None and len(ids) > room
         responses[kind] = torch.tensor(ids[:room])

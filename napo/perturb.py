@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from napo import artifacts, data, models
+from napo import artifacts, data, models, packing
 from napo.artifacts import BadInput
 from napo.generation import chunks, generate
 
@@ -127,6 +127,8 @@ def source_rows(profile, base, load, bad_rows="stop"):
     if profile.is_desk:
         return desk().preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
     rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.revision, bad_rows)
+    if len(rows) < 2:
+        raise BadInput(f"{profile.data}: one usable row only: give at least two, one to train on and one to hold out")
     n_heldout = max(len(rows) - profile.rows, min(profile.heldout_rows, max(1, len(rows) // 5)))
     return [{**row, "split": "train" if i < len(rows) - n_heldout else "heldout"} for i, row in enumerate(rows)]
 
@@ -158,6 +160,7 @@ def _add_answers(rows, kind, profile, folder, load):
 
 
 def _shard(loaded, rows, kind, settings, seed, label):
+    packing.check_image_tokens(*loaded, rows[0])
     texts, counts = biased_answers(*loaded, rows, kind, settings, seed, label)
     return {"texts": texts, "counts": counts}
 
