@@ -338,6 +338,11 @@ def test_cuda_without_a_gpu_is_one_line_with_a_remedy(folder, monkeypatch):
     assert "CUDA GPU" in line and "PROFILE=desk" in line
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:7", "CPU", ""])
+def test_unknown_device_is_one_line(folder, device):
+    assert f"unknown device {device!r}: use cpu or cuda" in one_line(models.load, folder, NF4, device)
+
+
 def test_missing_desk_base_names_its_remedy():
     assert "make bases BASES=12345" in one_line(models.source, Profile(name="x"), 12345)
 

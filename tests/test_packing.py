@@ -121,6 +121,13 @@ def test_an_empty_answer_is_refused_by_row_and_kind(processor, empty):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["question", "chosen"])
+def test_an_image_token_in_a_text_is_refused_by_row(processor, name):
+    """Data in LLaVA's own format have one in every question; the model would look for a second image."""
+    with pytest.raises(BadInput, match=rf"row file\.parquet:0: {name} contains <image>"):
+        packing.encode(make_row(**{name: "<image>\nwhat?"}), processor, ("chosen",))
+
+
 def test_processor_and_model_that_disagree_are_named_before_any_training(model_and_processor):
     model, processor = model_and_processor
     packing.check_image_tokens(model, processor, make_row())

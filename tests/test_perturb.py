@@ -40,6 +40,7 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(perturb, "generate", generate)
     monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
+    monkeypatch.setattr(perturb.packing, "check_image_tokens", lambda *a: None)
     return calls
 
 
@@ -87,6 +88,7 @@ def fake_generate(monkeypatch, first, second):
 
     monkeypatch.setattr(perturb, "generate", generate)
     monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
+    monkeypatch.setattr(perturb.packing, "check_image_tokens", lambda *a: None)
     return asked
 
 
@@ -175,6 +177,21 @@ def test_training_rows_never_exceed_what_was_asked_for(tmp_path, counted, n_file
     assert not set(train["row_id"]) & set(held_out["row_id"])
 
 
+def test_one_row_cannot_be_split(tmp_path, counted):
+    write_upstream(tmp_path / "data.parquet", 1)
+    with pytest.raises(BadInput, match="data.parquet: one usable row only"):
+        perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs")
+
+
+def test_processor_of_another_model_is_named_before_anything_is_generated(tmp_path):
+    write_upstream(tmp_path / "data.parquet", 8)
+    profile = make_profile(tmp_path)
+    settings = json.loads((tmp_path / "llava" / "processor_config.json").read_text())
+    (tmp_path / "llava" / "processor_config.json").write_text(json.dumps(settings | {"patch_size": 6}))
+    with pytest.raises(BadInput, match=r"row data\.parquet:0: processor and model disagree on the image tokens"):
+        perturb.pairs(profile, 0, runs_dir=tmp_path / "runs")
+
+
 def test_an_interrupted_run_keeps_the_shards_that_it_finished(monkeypatch, tmp_path):
     write_upstream(tmp_path / "data.parquet", 8)
     profile, calls = make_profile(tmp_path), []
@@ -190,6 +207,7 @@ def test_an_interrupted_run_keeps_the_shards_that_it_finished(monkeypatch, tmp_p
 
     monkeypatch.setattr(perturb, "generate", generate)
     monkeypatch.setattr(perturb.models, "load", lambda *a, **k: (None, None))
+    monkeypatch.setattr(perturb.packing, "check_image_tokens", lambda *a: None)
     with pytest.raises(KeyboardInterrupt):
         perturb.pairs(profile, 0, runs_dir=tmp_path / "runs")
     folder = tmp_path / "runs" / "paper" / "base-0"
