@@ -185,6 +185,13 @@ def test_gradients_equal_those_of_the_full_logits(model_and_processor):
     assert sum(g.norm() for g in gradients.values()) > 1
 
 
+def test_slow_way_of_notebook_02_is_the_truth_too(model_and_processor):
+    model, processor = model_and_processor
+    for row in rows_of_many_lengths(3):
+        got = logps.from_full_logits(model, processor, row, "rejected")
+        assert got == pytest.approx(truth(model, processor, row, "rejected"), rel=2e-6)
+
+
 def test_packed_is_refused_until_it_exists(model_and_processor):
     with pytest.raises(ValueError, match="packed=False"):
         logps.response_logps(*model_and_processor, [make_row()], KINDS, packed=True)
