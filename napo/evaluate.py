@@ -1,6 +1,7 @@
 """A model and its adapter on benchmarks: the prompts, batched answers, and one table with a value per example and
 metric."""
 
+import functools
 import importlib
 from dataclasses import replace
 
@@ -14,53 +15,40 @@ COLUMNS = ["method", "base", "seed", "flip_rate", "benchmark", "metric", "exampl
 
 
 def evaluate_cell(cell, profile, runs_dir="runs"):
-    """Path of cells/<cell>/scores.parquet, with answers.parquet beside it, made unless they are current (notebook
-    04)."""
+    """Path of cells/<cell>/scores.parquet, made unless it is current from answers.parquet beside it (notebook 04)."""
     folder = train.cell_folder(profile, cell, runs_dir)
     inputs = train.cell_inputs(profile, cell, runs_dir)
     if METHODS[cell.method].trained:
         inputs.append(artifacts.require(folder / "adapter", "03"))
-    settings = train.cell_settings(profile, cell) | {"evaluation": profile.evaluation}
+    load = models.LoadOnce(functools.partial(load_cell, cell, profile, runs_dir))
+    how = {
+        "settings": train.cell_settings(profile, cell) | {"evaluation": profile.evaluation},
+        "modules": ("evaluate", "world.benchmarks") if profile.is_desk else ("evaluate",),
+        "seeds": [cell.seed],
+    }
+    answers = artifacts.build(
+        folder / "answers.parquet",
+        lambda path: ask(*load(), profile.evaluation).to_parquet(path, index=False),
+        inputs=inputs,
+        **how,
+    )
     return artifacts.build(
         folder / "scores.parquet",
-        lambda path: _evaluate(path, cell, profile, runs_dir),
-        settings=settings,
-        modules=("evaluate", "world.benchmarks") if profile.is_desk else ("evaluate",),
-        inputs=inputs,
-        seeds=[cell.seed],
+        lambda path: score(load, answers, cell, profile, runs_dir).to_parquet(path, index=False),
+        inputs=[*inputs, answers],
+        **how,
     )
 
 
-def _evaluate(path, cell, profile, runs_dir):
-    pairs_path, reference_path = train.cell_inputs(profile, cell, runs_dir)
-    rows = data.part(data.read(pairs_path), "heldout")
-    reference = artifacts.read_parquet(reference_path, "02")
-    model, processor = load_cell(cell, profile, runs_dir, rows[0])
-    records, answers = [], []
-    for benchmark in profile.evaluation.benchmarks:
-        if benchmark == "heldout_pairs":
-            records += heldout_pairs(model, processor, rows, reference, profile)
-        else:
-            scored, asked = ask_benchmark(model, processor, benchmark, profile.evaluation)
-            records += scored
-            answers += asked
-    artifacts.write_parquet(
-        pd.DataFrame(answers, columns=["benchmark", "example_id", "question", "answer"]),
-        path.parent / "answers.parquet",
-    )
-    identity = {"method": cell.method, "base": cell.base, "seed": cell.seed, "flip_rate": cell.flip_rate}
-    pd.DataFrame([identity | record for record in records], columns=COLUMNS).to_parquet(path, index=False)
-
-
-def load_cell(cell, profile, runs_dir, row):
-    """The base with the cell's adapter as it is, never merged. Raises BadInput if the adapter changes nothing on
-    `row`."""
-    name = models.source(profile, cell.base)
-    model, processor = models.load(name, profile.quantisation, profile.device, profile.revision)
+def load_cell(cell, profile, runs_dir):
+    """The base with the cell's adapter as it is, never merged. Raises BadInput if the adapter changes nothing on the
+    first held-out row."""
+    model, processor = models.load_base(profile, cell.base)
     if not METHODS[cell.method].trained:
         return model, processor
     folder = train.cell_folder(profile, cell, runs_dir) / "adapter"
     model = models.load_adapter(model, folder)
+    row = heldout_rows(cell, profile, runs_dir)[0]
     encoded = packing.encode(row, processor, ("chosen",), profile.training.max_length)
     batch = packing.collate_plain([encoded], ("chosen",), processor.tokenizer.pad_token_id)
     if models.adapter_effect(model, logps.to_device(batch, model.device)) == 0:
@@ -68,17 +56,56 @@ def load_cell(cell, profile, runs_dir, row):
     return model, processor
 
 
-def ask_benchmark(model, processor, benchmark, settings):
-    """Answers to a benchmark of the desk world, and their scores: (long records, asked and answered)."""
-    desk = importlib.import_module("napo.world.benchmarks")  # not static: it must not make other profiles' scores stale
-    items = desk.items(benchmark, settings.items, settings.seed)
-    prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
-    texts = generation.generate(model, processor, prompts, settings)
-    asked = [
-        {"benchmark": benchmark, "example_id": item.example_id, "question": item.question, "answer": text}
-        for item, text in zip(items, texts, strict=True)
-    ]
-    return desk.score(benchmark, items, texts), asked
+def heldout_rows(cell, profile, runs_dir):
+    """The preference rows of a cell's base that no training sees."""
+    return data.part(data.read(train.cell_inputs(profile, cell, runs_dir)[0]), "heldout")
+
+
+def desk():
+    """The desk world's benchmarks. Not a static import: a change there must not make other profiles' scores stale."""
+    return importlib.import_module("napo.world.benchmarks")
+
+
+def asked_benchmarks(settings):
+    """Those of a profile's benchmarks that put questions to the model."""
+    return [name for name in settings.benchmarks if name != "heldout_pairs"]
+
+
+def ask(model, processor, settings):
+    """A model's greedy answers to the items of the desk world's benchmarks: DataFrame benchmark, example_id, question,
+    answer, in the items' order. settings: profiles.Evaluation."""
+    tables = [pd.DataFrame(columns=["benchmark", "example_id", "question", "answer"], dtype=str)]
+    for benchmark in asked_benchmarks(settings):
+        items = desk().items(benchmark, settings.items, settings.seed)
+        prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
+        answers = generation.generate(model, processor, prompts, settings)
+        columns = {
+            "benchmark": benchmark,
+            "example_id": [item.example_id for item in items],
+            "question": [item.question for item in items],
+            "answer": answers,
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def score_answers(answers, settings):
+    """Long records (benchmark, metric, example_id, question_kind, value) of the answers that `ask` returned."""
+    records = []
+    for benchmark in asked_benchmarks(settings):
+        items = desk().items(benchmark, settings.items, settings.seed)
+        records += desk().score(benchmark, items, list(answers.loc[answers["benchmark"] == benchmark, "answer"]))
+    return records
+
+
+def score(load, answers_path, cell, profile, runs_dir):
+    """The cell's scores as one long DataFrame; load() gives model and processor if a benchmark needs them."""
+    records = score_answers(artifacts.read_parquet(answers_path, "04"), profile.evaluation)
+    if "heldout_pairs" in profile.evaluation.benchmarks:
+        reference = artifacts.read_parquet(train.cell_inputs(profile, cell, runs_dir)[1], "02")
+        records += heldout_pairs(*load(), heldout_rows(cell, profile, runs_dir), reference, profile)
+    identity = {"method": cell.method, "base": cell.base, "seed": cell.seed, "flip_rate": cell.flip_rate}
+    return pd.DataFrame([identity | record for record in records], columns=COLUMNS)
 
 
 def heldout_pairs(model, processor, rows, reference, profile):
@@ -118,7 +145,8 @@ def load_scores(profile, runs_dir="runs"):
 
 
 def bias_table(profile, base, runs_dir="runs"):
-    """Path of base-<b>/bias.parquet: long records of the untrained base on the benchmarks, in 4 bits and in full precision.
+    """Path of base-<b>/bias.parquet: long records of the untrained base on the benchmarks, in 4 bits and in full
+    precision.
 
     Quantisation alone takes part of the bias away, so bias is measured on the model that generates and trains, with the
     other beside it. Column `weights` says which; desk world only, where the truth is known.
@@ -138,11 +166,9 @@ def bias_table(profile, base, runs_dir="runs"):
 
 
 def _measure_bias(profile, base):
+    settings = replace(profile.evaluation, benchmarks=("vqa_factual", "vqa_counterfactual"))
     frames = []
     for weights, four_bit in (("NF4", True), ("fp32", False)):
-        quantisation = replace(profile.quantisation, four_bit=four_bit)
-        model, processor = models.load(models.source(profile, base), quantisation, profile.device)
-        for benchmark in ("vqa_factual", "vqa_counterfactual"):
-            records, _ = ask_benchmark(model, processor, benchmark, profile.evaluation)
-            frames.append(pd.DataFrame(records).assign(weights=weights, base=base))
+        answers = ask(*models.load_base(profile, base, four_bit), settings)
+        frames.append(pd.DataFrame(score_answers(answers, settings)).assign(weights=weights, base=base))
     return pd.concat(frames, ignore_index=True)

@@ -136,9 +136,7 @@ def reference(profile, base, runs_dir="runs"):
     }
 
     def make(path):
-        model, processor = models.load(
-            models.source(profile, base), profile.quantisation, profile.device, profile.revision
-        )
+        model, processor = models.load_base(profile, base)
         rows = data.read(pairs)
         packing.check_image_tokens(model, processor, rows[0])
         batch_size = profile.training.batch_size

@@ -1,7 +1,7 @@
 """The margins of every row beside its known truth: raw margins of the base, reward margins after a short DPO probe.
 
-Before training every reward margin is 0, because policy = reference. What can be had then is the raw margin (Figure 4 of
-the paper). The probe, DPO on other rows, shows what q would see during training.
+Before training every reward margin is 0, because policy = reference. What can be had then is the raw margin (Figure 4
+of the paper). The probe, DPO on other rows, shows what q would see during training.
 """
 
 import shutil
@@ -52,8 +52,7 @@ def _make_table(profile, base, pairs, reference_path, checkpoints):
     rows, reference = data.read(pairs), artifacts.read_parquet(reference_path, "02")
     probe_rows = data.part(rows, "train")
     probe_rows = probe_rows.select(range(min(profile.probe_rows, len(probe_rows))))
-    name = models.source(profile, base)
-    model, processor = models.load(name, profile.quantisation, profile.device, profile.revision)
+    model, processor = models.load_base(profile, base)
     policy, _ = train.fit(
         model,
         processor,

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import importlib.resources
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -81,6 +82,31 @@ def load(name, quantisation, device="cpu", revision=None):
         ) from error
     guard_repacking(model)
     return model.eval(), processor
+
+
+def load_base(profile, base, four_bit=None):
+    """A profile's base model and processor; four_bit overrides the profile's choice.
+
+    Sets torch's threads to the profile's number, so that results do not depend on how many cores a machine has.
+    """
+    if profile.threads:
+        torch.set_num_threads(profile.threads)
+    quantisation = profile.quantisation
+    if four_bit is not None:
+        quantisation = replace(quantisation, four_bit=four_bit)
+    return load(source(profile, base), quantisation, profile.device, profile.revision)
+
+
+class LoadOnce:
+    """What `load` returns, loaded when first called for: work that is found done needs no model."""
+
+    def __init__(self, load):
+        self.load, self.loaded = load, None
+
+    def __call__(self):
+        if self.loaded is None:
+            self.loaded = self.load()
+        return self.loaded
 
 
 def four_bit_config(name, quantisation, revision=None):

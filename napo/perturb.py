@@ -4,6 +4,7 @@ language_biased  the image is masked, so the answer comes from language priors
 vision_biased    the question is masked, so the answer is whatever the image suggests
 """
 
+import functools
 import hashlib
 import importlib
 from collections import Counter
@@ -90,36 +91,17 @@ def desk():
 
 def _make_pairs(path, profile, base, folder, bad_rows):
     """Source rows, then each kind of biased answer that they lack, then the truth where it is known."""
-    load = LoadOnce(profile, base)
+    load = models.LoadOnce(functools.partial(models.load_base, profile, base))
     rows = source_rows(profile, base, load, bad_rows)
     for kind in data.BIASED:
         if kind not in rows[0]:
-            _add_answers(rows, kind, profile, folder, load)
+            _add_answers(rows, kind, profile, base, folder, load)
     kept = [row for row in rows if all((row[kind] or "").strip() for kind in data.BIASED)]
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept)} rows dropped: their biased answer stayed empty")
     if not kept:
         raise BadInput(f"{profile.data}: every biased answer of {len(rows)} rows is empty; is this a chat model?")
     data.write(label_noise(kept, profile), path)
-    load.free()
-
-
-class LoadOnce:
-    """The base model and its processor, loaded when first asked for: rows that bring their biased answers need no
-    model."""
-
-    def __init__(self, profile, base):
-        self.profile, self.base, self.loaded = profile, base, None
-
-    def __call__(self):
-        if self.loaded is None:
-            name = models.source(self.profile, self.base)
-            self.loaded = models.load(name, self.profile.quantisation, self.profile.device, self.profile.revision)
-        return self.loaded
-
-    def free(self):
-        self.loaded = None
-        models.free()
 
 
 def source_rows(profile, base, load, bad_rows="stop"):
@@ -133,7 +115,7 @@ def source_rows(profile, base, load, bad_rows="stop"):
     return [{**row, "split": "train" if i < len(rows) - n_heldout else "heldout"} for i, row in enumerate(rows)]
 
 
-def _add_answers(rows, kind, profile, folder, load):
+def _add_answers(rows, kind, profile, base, folder, load):
     """Fill rows[...][kind], one shard at a time: an interrupted run keeps the shards that it finished."""
     total = Counter()
     for number, shard in enumerate(chunks(rows, SHARD_ROWS)):
@@ -148,7 +130,7 @@ def _add_answers(rows, kind, profile, folder, load):
                 "perturbation": profile.perturbation,
                 "shard": number,
                 "quantisation": profile.quantisation,
-                "model": models.identity(models.source(profile, load.base)),
+                "model": models.identity(models.source(profile, base)),
             },
             modules=("perturb",),
         )

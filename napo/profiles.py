@@ -153,6 +153,7 @@ class Profile:
     evaluation: Evaluation = field(default_factory=Evaluation)
     device: str = "cpu"
     workers: int = 2  # cells trained side by side; 1 on a GPU
+    threads: int = 1  # of torch, per process: models this small are fastest on one; 0 = torch's own choice
 
     @property
     def is_desk(self):
@@ -194,6 +195,7 @@ PROFILES = {
         rows=24,
         heldout_rows=24,
         methods=("base", "dpo_all", "napo_paper"),
+        workers=1,
         training=replace(DESK_TRAINING, epochs=1, batch_size=8),
         evaluation=Evaluation(DESK_BENCHMARKS, items=12),
     ),
@@ -235,6 +237,7 @@ PROFILES = {
         evaluation=Evaluation(("heldout_pairs",), items=500, max_new_tokens=256, batch_size=8),
         device="cuda",
         workers=1,
+        threads=0,
     ),
 }
 

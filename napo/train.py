@@ -238,8 +238,6 @@ def train_cell(cell, profile, runs_dir="runs"):
     settings, inputs = cell_settings(profile, cell), cell_inputs(profile, cell, runs_dir)
     key = artifacts.key(settings=settings, modules=MODULES, inputs=inputs)
     checkpoints = folder / f"checkpoints-{key[:12]}"
-    if not (folder / "steps.jsonl").exists():  # the two are made together
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
     artifacts.build(
         folder / "adapter",
         lambda path: _train(path, cell, profile, runs_dir, checkpoints),
@@ -247,6 +245,13 @@ def train_cell(cell, profile, runs_dir="runs"):
         modules=MODULES,
         inputs=inputs,
         seeds=[cell.seed],
+    )
+    artifacts.build(
+        folder / "steps.jsonl",
+        lambda path: shutil.copyfile(folder / "adapter" / "steps.jsonl", path),
+        settings={},
+        modules=(),
+        inputs=[folder / "adapter"],
     )
     for left in folder.glob("checkpoints-*"):
         shutil.rmtree(left)
@@ -278,8 +283,7 @@ def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
     reference = artifacts.read_parquet(reference_path, "02")
-    name = models.source(profile, cell.base)
-    model, processor = models.load(name, profile.quantisation, profile.device, profile.revision)
+    model, processor = models.load_base(profile, cell.base)
     policy, steps = fit(
         model,
         processor,
@@ -296,5 +300,4 @@ def _train(path, cell, profile, runs_dir, checkpoints):
     )
     policy.save_pretrained(str(path))
     steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
-    with artifacts.atomic(path.parent / "steps.jsonl") as temporary:
-        temporary.write_text(steps_text)
+    (path / "steps.jsonl").write_text(steps_text)
