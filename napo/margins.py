@@ -33,13 +33,13 @@ def noise_table(profile, base, runs_dir="runs"):
         "quantisation": profile.quantisation,
         "model": models.identity(models.source(profile, base)),
     }
+    made_from = {"settings": settings, "modules": ("margins",), "inputs": [pairs, reference]}
+    checkpoints = folder / f"probe-{artifacts.key(**made_from)[:12]}"  # never those of a probe with other settings
     return artifacts.build(
         folder / "noise.parquet",
-        lambda path: _make_table(profile, base, pairs, reference, folder / "probe").to_parquet(path, index=False),
-        settings=settings,
-        modules=("margins",),
-        inputs=[pairs, reference],
+        lambda path: _make_table(profile, base, pairs, reference, checkpoints).to_parquet(path, index=False),
         seeds=[PROBE_SEED + base],
+        **made_from,
     )
 
 
