@@ -145,10 +145,13 @@ def test_a_benchmark_is_asked_in_full_and_scored_once(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "napo.world.benchmarks", fake)
     model, processor = models.load(world[0].model, world[0].quantisation)
     settings = replace(world[0].evaluation, items=3, seed=1, max_new_tokens=6)
-    records, asked = evaluate.ask_benchmark(model, processor, "captions", settings)
+    settings = replace(settings, benchmarks=("captions", "heldout_pairs"))
+    asked = evaluate.ask(model, processor, settings)
+    assert list(asked.columns) == ["benchmark", "example_id", "question", "answer"]
+    records = evaluate.score_answers(asked, settings)
     assert [record["example_id"] for record in records] == ["e1", "e2", "e3"]
-    assert seen[0][0] == "captions" and seen[0][2] == [line["answer"] for line in asked]
-    for line, one in zip(asked, items[1:4], strict=True):
+    assert len(seen) == 1 and seen[0][0] == "captions" and seen[0][2] == asked["answer"].tolist()
+    for line, one in zip(asked.to_dict("records"), items[1:4], strict=True):
         text = f"USER: <image> {one.question} ASSISTANT:"
         inputs = processor(text=[text], images=[one.image], return_tensors="pt")
         with torch.no_grad():

@@ -79,7 +79,7 @@ def test_every_stage_leaves_its_record(folder, run):
     runs = folder / "runs" / "paper"
     for place, names in {
         "base-0": {"pairs.parquet", "reference.parquet"},
-        "cells/napo_paper-b0-s0-f0": {"adapter", "scores.parquet"},
+        "cells/napo_paper-b0-s0-f0": {"adapter", "steps.jsonl", "answers.parquet", "scores.parquet"},
     }.items():
         artefacts = json.loads((runs / place / "provenance.json").read_text())["artefacts"]
         assert set(artefacts) == names
