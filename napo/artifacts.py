@@ -55,6 +55,13 @@ def run_folder(profile: str, *parts: str, runs_dir: str | Path = "runs") -> Path
     return repository_root().joinpath(runs_dir, profile, *map(str, parts))
 
 
+def figures_folder(profile: str, runs_dir: str | Path = "runs") -> Path:
+    """figures/<profile>; a run elsewhere than in runs/ keeps its figures with it, so that a trial draws over nothing."""
+    if str(runs_dir) == "runs":
+        return repository_root() / "figures" / profile
+    return run_folder(profile, "figures", runs_dir=runs_dir)
+
+
 def shown(path: str | Path) -> str:
     """`path` as messages and records name it: relative to the repository root if it lies there."""
     with contextlib.suppress(ValueError):

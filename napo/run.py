@@ -47,6 +47,12 @@ class Session:
         """runs/<profile>."""
         return self.root / self.runs_dir / self.profile
 
+    @property
+    def figures(self) -> Path:
+        """As `artifacts.figures_folder` has it, from this session's root."""
+        inside = str(self.runs_dir) == "runs"
+        return self.root / "figures" / self.profile if inside else self.folder / "figures"
+
     def source(self, notebook: Notebook) -> Path:
         """The notebook in git."""
         return self.root / "notebooks" / f"{notebook.name}.ipynb"
@@ -171,9 +177,9 @@ def _need(session: Session, notebook: Notebook) -> None:
 
 
 def _figures(session: Session) -> dict[str, tuple]:
-    """Path from the root -> stamp of every figure of the profile."""
-    files = (path for path in (session.root / "figures" / session.profile).rglob("*") if path.is_file())
-    stats = {path.relative_to(session.root).as_posix(): path.stat() for path in files}
+    """Path (from the root if it lies there) -> stamp of every figure of the profile."""
+    files = (path for path in session.figures.rglob("*") if path.is_file())
+    stats = {os.path.relpath(path, session.root): path.stat() for path in files}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
