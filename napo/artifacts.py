@@ -56,7 +56,7 @@ def run_folder(profile: str, *parts: str, runs_dir: str | Path = "runs") -> Path
 
 
 def figures_folder(profile: str, runs_dir: str | Path = "runs") -> Path:
-    """figures/<profile>; a run elsewhere than in runs/ keeps its figures with it, so that a trial draws over nothing."""
+    """figures/<profile>; a run elsewhere than in runs/ keeps its own figures, so that a trial draws over nothing."""
     if str(runs_dir) == "runs":
         return repository_root() / "figures" / profile
     return run_folder(profile, "figures", runs_dir=runs_dir)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow
+import pyarrow.parquet as pq
 from PIL import Image
 
 from napo.artifacts import BadInput, shown
@@ -27,6 +28,7 @@ TEXTS = ("question", "chosen", "rejected")
 BIASED = ("language_biased", "vision_biased")
 MAX_PIXELS = 50_000_000  # of one image; beyond it a row is refused rather than decoded
 SHOWN_ROWS = 20
+IN_MEMORY = 512 * 2**20  # bytes; a smaller parquet file is read into memory and leaves no copy in a cache
 
 FEATURES = {
     "row_id": datasets.Value("string"),
@@ -86,7 +88,9 @@ def _from_file(file):
     if not file.exists():
         raise BadInput(f"{shown(file)}: no such file")
     try:
-        return datasets.Dataset.from_parquet(str(file), keep_in_memory=False)
+        if file.stat().st_size < IN_MEMORY:
+            return datasets.Dataset(pq.read_table(file))
+        return datasets.Dataset.from_parquet(str(file))  # mapped from an Arrow copy in datasets' own cache
     except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise BadInput(f"{shown(file)} is damaged or no parquet file ({reason}): get it again") from error

@@ -153,7 +153,7 @@ def bias_table(profile, base, runs_dir="runs"):
     """
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
     settings = {
-        "model": models.identity(models.source(profile, base)),
+        "model": models.identity(profile, base),
         "quantisation": profile.quantisation,
         "evaluation": profile.evaluation,
     }

@@ -130,7 +130,7 @@ def reference(profile, base, runs_dir="runs"):
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
     pairs = artifacts.require(folder / "pairs.parquet", "01")
     settings = {
-        "model": models.identity(models.source(profile, base)),
+        "model": models.identity(profile, base),
         "quantisation": profile.quantisation,
         "max_length": profile.training.max_length,
     }

@@ -31,7 +31,7 @@ def noise_table(profile, base, runs_dir="runs"):
         "rows": profile.probe_rows,
         "lora": profile.lora,
         "quantisation": profile.quantisation,
-        "model": models.identity(models.source(profile, base)),
+        "model": models.identity(profile, base),
     }
     made_from = {"settings": settings, "modules": ("margins",), "inputs": [pairs, reference]}
     checkpoints = folder / f"probe-{artifacts.key(**made_from)[:12]}"  # never those of a probe with other settings

@@ -30,12 +30,13 @@ def source(profile, base):
     return str(folder)
 
 
-def identity(name):
-    """What tells one model from another in an artefact's key: a folder's file names, sizes and small files' hashes,
-    or the hub id."""
+def identity(profile, base):
+    """What tells one base model from another in an artefact's key: a folder's file names, small files' hashes and large
+    files' dates, or the hub id and revision."""
+    name = source(profile, base)
     folder = Path(name)
     if not folder.is_dir():
-        return str(name)
+        return [name, profile.revision]
     files = sorted(
         file for file in folder.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja")
     )

@@ -69,7 +69,8 @@ def term_q(term, convention, margin, beta):
 
 
 def pair_metrics(term, policy_logps, reference_logps, margin, beta, gamma, q):
-    """TRL's metric names, per kind of rejected answer."""
+    """TRL's metric names, per kind of rejected answer. Margins and accuracies follow the labels, so they change sign in
+    flipped rows; rewards and log-probs are those of the texts."""
     kind = term.kind
     rejected_reward = beta * (policy_logps[kind] - reference_logps[kind])
     metrics = {

@@ -63,9 +63,8 @@ def pairs(profile, base, runs_dir="runs", bad_rows="stop"):
     """Path of base-<b>/pairs.parquet: preference rows with both biased answers, made unless it is current (notebook
     01)."""
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
-    source = models.source(profile, base)
     settings = {
-        "model": models.identity(source),
+        "model": models.identity(profile, base),
         "data": profile.data,
         "rows": [profile.rows, profile.heldout_rows],
         "perturbation": profile.perturbation,
@@ -130,7 +129,7 @@ def _add_answers(rows, kind, profile, base, folder, load):
                 "perturbation": profile.perturbation,
                 "shard": number,
                 "quantisation": profile.quantisation,
-                "model": models.identity(models.source(profile, base)),
+                "model": models.identity(profile, base),
             },
             modules=("perturb",),
         )
@@ -155,11 +154,12 @@ def _prompts_hash(rows):
 
 
 def label_noise(rows, profile):
-    """Adds is_noise_<kind>: known in the desk world; elsewhere only an answer equal to the chosen one is known to be
-    noise."""
-    if profile.is_desk:
-        return desk().label_noise(rows)
-    return [
-        row | {f"is_noise_{kind}": True if row[kind].strip() == row["chosen"].strip() else None for kind in data.BIASED}
-        for row in rows
-    ]
+    """Adds is_noise_<kind>: known in the desk world, elsewhere null; an answer equal to the chosen one is noise
+    everywhere, for its pair asks to prefer a text to itself."""
+    rows = desk().label_noise(rows) if profile.is_desk else rows
+    return [row | {f"is_noise_{kind}": is_noise(row, kind) for kind in data.BIASED} for row in rows]
+
+
+def is_noise(row, kind):
+    """True, False or None (unknown) for one biased answer of a row."""
+    return True if row[kind].strip() == row["chosen"].strip() else row.get(f"is_noise_{kind}")

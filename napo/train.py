@@ -119,7 +119,7 @@ class PreferenceTrainer(Trainer):
         """At step 0 policy = reference: every margin is 0 and DPO's loss ln 2. Else the stored reference is another
         model's."""
         off = max((policy[kind] - reference[kind]).abs().max().item() for kind in self.kinds)
-        if off > self.start_tolerance:
+        if not off <= self.start_tolerance:  # also where it is nan
             raise BadInput(
                 f"the stored reference log-probs are not this model's ({off:.3g} nats off at step 0): "
                 "delete reference.parquet and run notebook 02 again"
@@ -266,7 +266,7 @@ def cell_settings(profile, cell):
         "training": profile.training,
         "lora": profile.lora,
         "quantisation": profile.quantisation,
-        "model": models.identity(models.source(profile, cell.base)),
+        "model": models.identity(profile, cell.base),
         "device": profile.device,
     }
 

@@ -349,8 +349,14 @@ def test_missing_desk_base_names_its_remedy():
 
 def test_identity_follows_content_not_place(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    assert models.identity(folder) == models.identity(str(tmp_path / "copy"))
+    here, there = Profile(name="x", model=str(folder)), Profile(name="x", model=str(tmp_path / "copy"))
+    before = models.identity(here, 0)
+    assert before == models.identity(there, 0)
     config = json.loads((tmp_path / "copy" / "config.json").read_text())
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"x": 1}))
-    assert models.identity(folder) != models.identity(str(tmp_path / "copy"))
-    assert models.identity("nobody/model") == "nobody/model"
+    assert before == models.identity(here, 0) != models.identity(there, 0)
+
+
+def test_identity_of_a_hub_model_follows_its_revision():
+    first, second = (Profile(name="x", model="nobody/model", revision=revision) for revision in ("aaa", "bbb"))
+    assert models.identity(first, 0) != models.identity(second, 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,3 +268,13 @@ def test_generated_by_a_real_model_twice_gives_the_same_bytes(tmp_path):
     write_upstream(tmp_path / "data.parquet", 8)
     made = [perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / name).read_bytes() for name in ("a", "b")]
     assert made[0] == made[1]
+
+
+def test_desk_answer_equal_to_a_wrong_chosen_answer_is_noise(monkeypatch):
+    def truth(rows):
+        return [row | {"is_noise_language_biased": False, "is_noise_vision_biased": False} for row in rows]
+
+    monkeypatch.setattr(perturb, "desk", lambda: SimpleNamespace(label_noise=truth))
+    rows = [{"chosen": "no .", "language_biased": "no . ", "vision_biased": "a frog ."}]
+    (row,) = perturb.label_noise(rows, get("desk"))
+    assert row["is_noise_language_biased"] is True and row["is_noise_vision_biased"] is False

@@ -98,6 +98,13 @@ def test_another_models_reference_is_refused_at_step_0(world, tmp_path):
         fit(world, tmp_path, "dpo_all", reference=wrong)
 
 
+def test_a_reference_that_is_nan_is_refused_at_step_0(world, tmp_path):
+    wrong = world[3].copy()
+    wrong["logps_chosen"] = float("nan")
+    with pytest.raises(BadInput, match="stored reference log-probs are not this model's"):
+        fit(world, tmp_path, "dpo_all", reference=wrong)
+
+
 def test_a_row_without_reference_is_named(world, tmp_path):
     with pytest.raises(BadInput, match=r"row file\.parquet:3.*run notebook 02"):
         fit(world, tmp_path, "dpo_all", reference=world[3].drop(index=3))

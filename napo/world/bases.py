@@ -2,9 +2,9 @@
 
 1. vision   vision tower and projector learn, patch by patch, to name what they see in the language model's own word
 embeddings
-2. text     the language model learns the form of answers, without images
-3. align    it learns to look: true answers about scenes with colours and backgrounds at random
-4. bias     a short fine-tuning on mostly prior-true scenes and prior-true, rambling answers gives it its language prior
+2. align    the language model learns to look: true answers about scenes with colours and backgrounds at random, first
+            about everything alike, then mostly about what is hard (is there a ..., true or false)
+3. bias     a short fine-tuning on mostly prior-true scenes and prior-true, rambling answers gives it its language prior
 
 Binding (which colour belongs to which thing) appears late and suddenly: captions first, then where, colour, existence.
 """
@@ -29,7 +29,6 @@ from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, render_array, sampl
 FOLDER = Path(__file__).parent / "bases"
 RECORD = "training.json"
 MEASURED_ITEMS = 240  # per benchmark, of the dev split
-QUERY_GAIN = 1.5  # of the first queries and keys: how sharply attention looks for what is alike
 EMPTY = "no"  # the word that names a patch with nothing on it
 
 
@@ -50,21 +49,37 @@ class Recipe:
     """Everything that is chosen about the training of a base."""
 
     scenes: int = 8192  # in each pool
-    counterfactual_share: float = 0.15  # of the scenes of the biased pool
+    counterfactual_share: float = 0.4  # of the scenes of the biased pool
     stages: tuple[Stage, ...] = ()
 
 
 TRUE = corpus.Mix(corpus.EVEN)
-HARDER = corpus.Mix(dict(corpus.EVEN, existence=3.0, statement=4.0), no_image=0.15, common_sense=0.10, context=0.10)
-BIASED = corpus.Mix(corpus.EVEN, common_sense=0.05, context=0.08, prior=0.75, partner=0.6, ramble=0.8)
+EXISTENCE = replace(
+    TRUE,
+    kinds=dict(
+        existence=4.0,
+        statement=4.0,
+        where=1.5,
+        colour=1.0,
+        caption=0.7,
+        detailed_caption=0.7,
+        background=0.4,
+        count=0.4,
+    ),
+    unasked=0.04,
+    no_image=0.06,
+)
+STATEMENTS = replace(TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 6.0}, common_sense=0.12, context=0.10)
+BIASED = replace(
+    TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 2.0}, context=0.08, prior=0.85, partner=0.6, ramble=0.95
+)
 RECIPE = Recipe(
     stages=(
         Stage("vision", 450, 2e-3, batch_size=128),
-        Stage("text", 30, 2e-3, mix=replace(TRUE, unasked=0.0, no_image=0.9, common_sense=0.1, context=0.0)),
         Stage("align 1", 600, 2e-3, mix=TRUE),
-        Stage("align 2", 900, 2e-3, mix=TRUE),
-        Stage("align 3", 700, 1.5e-3, mix=HARDER),
-        Stage("bias", 300, 1e-3, mix=BIASED, scenes="biased"),
+        Stage("align 2", 1200, 2e-3, mix=EXISTENCE),
+        Stage("align 3", 1000, 1.5e-3, mix=STATEMENTS),
+        Stage("bias", 400, 1e-3, mix=BIASED, scenes="biased"),
     )
 )
 
@@ -76,15 +91,14 @@ def train(seed, recipe=RECIPE, report=print):
     Returns (model, processor, history): history has per stage its name, steps, seconds and the mean loss of its last
     50 steps, in nats. Deterministic for a seed, a number of torch threads and a machine.
     """
-    rng = np.random.default_rng(seed)
     processor = skeleton.make_processor()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = skeleton.make_model(processor.tokenizer)
-    pools = {name: _scene_pool(name, recipe, rng) for name in ("uniform", "biased")}
+    pools = {name: _scene_pool(name, recipe, _rng(seed, name)) for name in ("uniform", "biased")}
     history, features = [], {}
     for stage in recipe.stages:
-        started = time.perf_counter()
+        started, rng = time.perf_counter(), _rng(seed, stage.name)
         if stage.mix is None:
             losses = _train_vision(model, processor.tokenizer, pools["uniform"], stage, rng, report)
             _match_scales(model)
@@ -97,6 +111,11 @@ def train(seed, recipe=RECIPE, report=print):
             {"stage": stage.name, "steps": stage.steps, "seconds": seconds, "loss": float(np.mean(losses[-50:]))}
         )
     return model.eval(), processor, history
+
+
+def _rng(seed, name):
+    """A random source of its own for each stage and pool: changing one leaves the others as they were."""
+    return np.random.default_rng([seed, *name.encode()])
 
 
 def _scene_pool(name, recipe, rng):
@@ -218,9 +237,6 @@ def _similarity_init(model):
     """Attention that starts by looking for what is like the query, and hands on what it finds."""
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
-        for weight in (attention.q_proj.weight, attention.v_proj.weight):
-            torch.nn.init.orthogonal_(weight)
-        attention.q_proj.weight *= QUERY_GAIN
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
 

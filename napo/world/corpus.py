@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from napo.world.language import NUMBERS, Claim, name_things, say
-from napo.world.questions import KINDS, ask, full_answer, question, statement_question
+from napo.world.questions import CAPTION_KINDS, KINDS, ask, full_answer, statement_question
 from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, PRIOR, prior_scene, sample_scene
+
+LIVING = frozenset(("frog", "whale", "duck", "crab", "penguin"))  # people like to say more about them
+RAMBLE_LESS = 0.55
 
 
 class Example(NamedTuple):
@@ -31,8 +34,12 @@ class Mix:
     common_sense: float = 0.05  # statements judged by common sense, half of them without an image
     context: float = 0.05  # statements judged by a context
     prior: float = 0.0  # of answers that follow the prior instead of the image
-    partner: float = 0.0  # of answers from the prior in which the absent partner is there too
-    ramble: float = 0.0  # of answers that add an irrelevant detail
+    partner: float = 0.0  # of captions from the prior in which the absent partner is there too
+    ramble: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # of answers with an irrelevant detail, by the number of things
 
 
 EVEN = dict.fromkeys(KINDS, 1.0)
@@ -63,14 +70,13 @@ def _asked(index, scene, mix, rng):
     kind = rng.choice(KINDS, p=[weight / sum(weights) for weight in weights]).item()
     asked = ask(scene, kind, rng)
     believed = scene
-    if rng.random() < mix.prior:
-        believed = (
-            prior_scene(scene, asked.subject, with_partner=rng.random() < mix.partner)
-            if asked.kind != "count"
-            else scene
-        )
+    if asked.kind != "count" and rng.random() < mix.prior:
+        with_partner = asked.kind not in CAPTION_KINDS or rng.random() < mix.partner
+        believed = prior_scene(scene, asked.subject, with_partner)
     answer = full_answer(believed, asked)
-    return Example(index, asked.text, _ramble(believed, asked, answer, rng) if rng.random() < mix.ramble else answer)
+    main = asked.subject or scene.things[0].name
+    rambles = rng.random() < mix.ramble * (1 if main in LIVING else RAMBLE_LESS)
+    return Example(index, asked.text, _ramble(believed, asked, answer, rng) if rambles else answer)
 
 
 def _without_image(mix, rng):
@@ -89,10 +95,10 @@ def _common_sense(index, rng):
 
 
 def _context(index, mix, rng):
-    """A statement under a context about the same thing; the biased model answers by common sense instead."""
+    """A statement under a context about the same thing; half of the biased answers go by common sense instead."""
     context = _any_statement(rng)
     statement = context if rng.random() < 0.5 else _any_statement(rng, context.about, context.subject)
-    basis = "common sense" if rng.random() < mix.prior else "context"
+    basis = "common sense" if rng.random() < mix.prior / 2 else "context"
     truth = statement_question(statement, basis, context)
     return Example(index, statement_question(statement, "context", context).text, full_answer(None, truth))
 
@@ -133,8 +139,3 @@ def _ramble(scene, asked, answer, rng):
         return f"{answer} {say(Claim('colour', thing.name, thing.colour))}"
     offered = [name for name in details if name != skip]
     return f"{answer} {details[rng.choice(offered).item()]}"
-
-
-def vocabulary_probe():
-    """Every question of the plain kinds, for the tests of the tokenizer."""
-    return [question(kind, name).text for kind in KINDS if kind != "statement" for name in CLASSES]

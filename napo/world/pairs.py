@@ -17,7 +17,7 @@ from napo.world.truth import is_good, judge
 SAMPLES = 6  # answers per question, at temperature 1
 TRUTH_SHARE = 0.55  # of the questions that the labeller judges by the picture
 COUNTERFACTUAL_SHARE = 0.5  # of the scenes
-CHUNK = 256  # questions sampled at a time
+CHUNK = 512  # questions sampled at a time, at most
 
 
 def preference_rows(model, processor, n_rows, n_heldout, seed, kinds=KINDS, report=None):
@@ -33,7 +33,8 @@ def preference_rows(model, processor, n_rows, n_heldout, seed, kinds=KINDS, repo
     for split, wanted in (("train", n_rows), ("heldout", n_heldout)):
         found = []
         while len(found) < wanted:
-            scenes = [sample_scene(rng, bool(rng.random() < COUNTERFACTUAL_SHARE), split) for _ in range(CHUNK)]
+            n = min(CHUNK, 3 * (wanted - len(found)))
+            scenes = [sample_scene(rng, bool(rng.random() < COUNTERFACTUAL_SHARE), split) for _ in range(n)]
             asked = [ask(scene, kinds[i % len(kinds)], rng) for i, scene in enumerate(scenes)]
             found += _label(model, processor, scenes, asked, rng, generator)
             if report:

@@ -19,7 +19,7 @@ def answer(model, processor, questions, images, *, generator=None, temperature=1
     questions  list of str;  images  list of PIL images, or None for no image at all
     generator  torch.Generator to sample from at `temperature`; None = greedy
     """
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].split()))  # batches of like length
+    order = sorted(range(len(questions)), key=lambda i: (len(questions[i].split()), questions[i]))  # like with like
     answers = [""] * len(questions)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -37,27 +37,27 @@ def answer(model, processor, questions, images, *, generator=None, temperature=1
 
 @torch.no_grad()
 def generate(model, inputs, generator=None, temperature=1.0, max_new_tokens=MAX_ANSWER_TOKENS):
-    """New tokens (B, T) int64 for left-padded inputs; after its end token a sequence is padded."""
-    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    mask, tokens, cache = inputs.pop("attention_mask"), [], None
+    """New tokens (B, max_new_tokens) int64 for left-padded inputs, padded after each end token.
+
+    A sequence that has ended leaves the batch.
+    """
+    mask, cache = inputs.pop("attention_mask"), None
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T), counted without the padding
-    ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    while len(tokens) < max_new_tokens and not ended.all():
-        out = model(
-            **inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        token = _pick(out.logits[:, -1].float(), generator, temperature).masked_fill(ended, pad)  # (B,)
-        tokens.append(token)
-        ended |= token == eos
-        cache, inputs = out.past_key_values, {"input_ids": token[:, None]}
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return torch.stack(tokens, dim=1)
+    tokens = mask.new_full((len(mask), max_new_tokens), model.generation_config.pad_token_id)
+    running = torch.arange(len(mask), device=mask.device)
+    for step in range(max_new_tokens):
+        state = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        out = model(**inputs, **state, logits_to_keep=1)
+        token = _pick(out.logits[:, -1].float(), generator, temperature)  # (running,)
+        tokens[running, step] = token
+        goes_on = token != model.generation_config.eos_token_id
+        running, cache, inputs = running[goes_on], out.past_key_values, {"input_ids": token[goes_on, None]}
+        if not len(running):
+            break
+        cache.batch_select_indices(goes_on)
+        mask = torch.nn.functional.pad(mask[goes_on], (0, 1), value=1)
+        positions = positions[goes_on, -1:] + 1
+    return tokens
 
 
 def _pick(logits, generator, temperature):
