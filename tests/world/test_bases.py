@@ -1,0 +1,72 @@
+"""The shipped base, and whether the script that made it learns."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from napo.artifacts import BadInput
+from napo.profiles import Quantisation
+from napo.world import bases, speak
+from napo.world.scenes import Scene, Thing, render, render_array
+
+
+def test_shipped_base_loads_as_what_it_is():
+    folder = bases.load_base(0)
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
+    text = speak.prompt(processor, "what colour is the frog ?")
+    inputs = processor(text=text, images=[render(Scene((Thing("frog", "red", 0),), "grass"))], return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
+    assert processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).endswith("the frog ?")
+
+
+def test_processor_sees_what_training_saw():
+    scene = Scene((Thing("frog", "red", 0),), "grass")
+    processor = AutoProcessor.from_pretrained(bases.load_base(0))
+    pixels = processor(text="<image>", images=[render(scene)], return_tensors="pt")["pixel_values"][0]
+    expected = torch.from_numpy(render_array(scene)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(pixels, expected, atol=1e-6)
+
+
+def test_record_tells_what_is_shipped():
+    folder = bases.load_base(0)
+    record = json.loads((folder / bases.RECORD).read_text())
+    assert record["sha256"] == bases.sha256(folder / "model.safetensors")
+    assert record["seed"] == 0 and [stage["steps"] for stage in record["stages"]] == [
+        s.steps for s in bases.RECIPE.stages
+    ]
+
+
+@pytest.mark.parametrize("weights", ["fp32", "nf4"])
+def test_bias_is_as_recorded(weights):
+    """80 items per group instead of the record's number: within three standard errors of their difference."""
+    folder = bases.load_base(0)
+    recorded = json.loads((folder / bases.RECORD).read_text())["bias"][weights]
+    measured = bases.measure(folder, Quantisation(four_bit=weights == "nf4"), n=80)
+    for benchmark in ("vqa_factual", "vqa_counterfactual"):
+        assert measured[benchmark]["accuracy"] == pytest.approx(recorded[benchmark]["accuracy"], abs=0.17)
+    assert measured["vqa_factual"]["accuracy"] > 0.7 > 0.5 > measured["vqa_counterfactual"]["accuracy"]
+
+
+def test_missing_base_is_named():
+    with pytest.raises(BadInput, match="no base 99 .*make bases BASES=99"):
+        bases.load_base(99)
+
+
+def test_script_learns():
+    """A tenth of the first two stages: a patch's five labels (6.7 nats by chance) and the next word (4.3 nats by
+    chance) are learnt by at least 1 nat and by two thirds."""
+    stages = tuple(replace(stage, steps=stage.steps // 10) for stage in bases.RECIPE.stages[:2])
+    recipe = replace(bases.RECIPE, scenes=512, stages=stages)
+    lines = []
+    _, _, history = bases.train(0, recipe, lines.append)
+    loss = {entry["stage"]: entry["loss"] for entry in history}
+    chance = np.log([13, 6, 4, 2, 2]).sum()
+    assert loss["vision"] < chance - 1.0
+    assert loss["align 1"] < np.log(74) / 3, loss
+    assert "about 0 s left" in lines[-1]
