@@ -50,7 +50,7 @@ bases: .venv/.installed  ## train the desk world's base models again, from nothi
 	@$(BIN)/python -m napo.world.bases
 
 publish: profile .venv/.installed  ## copy the figures and tables of PROFILE's last run to what git keeps
-	@$(BIN)/python -m napo.report publish --profile "$(PROFILE)"
+	@$(BIN)/python -m napo.publish --profile "$(PROFILE)"
 
 clean:  ## remove runs/ and unpublished figures; figures/study/ and .venv/ stay
 	@rm -rf runs $(filter-out figures/study,$(wildcard figures/*)) .pytest_cache .ruff_cache

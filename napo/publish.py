@@ -1,4 +1,4 @@
-"""Put a finished run into git: `python -m napo.report publish --profile study` (or `make publish PROFILE=study`).
+"""Put a finished run into git: `python -m napo.publish --profile study` (or `make publish PROFILE=study`).
 
 Figures, tables, claims and report are copied to figures/study/, with provenance.json, and README's published block is
 rewritten from there: readers see what was found without running anything.
@@ -117,8 +117,7 @@ def readme_text(root, block):
 
 def main(arguments=None, session=None):
     """The command; returns the exit status. Tests pass the session."""
-    parser = argparse.ArgumentParser(prog="python -m napo.report", description="Publish a finished run in git.")
-    parser.add_argument("action", choices=["publish"])
+    parser = argparse.ArgumentParser(prog="python -m napo.publish", description="Publish a finished run in git.")
     parser.add_argument("--profile", default="desk", help="smoke, desk (default), study or paper")
     parser.add_argument("--runs-dir", default="runs", help="default: runs")
     parser.add_argument("--allow-dirty", action="store_true", help="publish uncommitted code; recorded as such")
@@ -133,3 +132,7 @@ def main(arguments=None, session=None):
         return 2
     print(f"published {asked.profile} in {shown(study)}/ and README.md: look at them, then commit both")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

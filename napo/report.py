@@ -1,9 +1,8 @@
 """What a run found, as a page to read (`report.md`), tables and claims.json. No number is typed by hand.
 
-`python -m napo.report publish --profile study` puts a finished run into git: see `publish.py`.
+`publish.py` puts it into git.
 """
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -249,9 +248,3 @@ def write(folder, profile, scores, noise=None, *, rng, command=None):
     with artifacts.atomic(folder / "report.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return ledger, table, noisy
-
-
-if __name__ == "__main__":
-    from napo.publish import main
-
-    sys.exit(main())

@@ -210,7 +210,7 @@ def session(tmp_path, written, monkeypatch):
 
 
 def published(session, *options):
-    return publish.main(["publish", "--profile", "desk", *options], session)
+    return publish.main(["--profile", "desk", *options], session)
 
 
 def test_publish_copies_everything_with_its_source(session, capsys):
@@ -290,7 +290,7 @@ def test_a_run_of_other_code_is_refused(session, capsys):
 
 
 def test_an_unknown_profile_is_refused(capsys):
-    assert publish.main(["publish", "--profile", "dessk"]) == 2
+    assert publish.main(["--profile", "dessk"]) == 2
     assert "unknown profile 'dessk'" in capsys.readouterr().err
 
 
