@@ -115,7 +115,8 @@ def heldout_pairs(model, processor, rows, reference, profile):
     A guard for general ability: the log-likelihood of held-out chosen answers falls when a training breaks the model.
     """
     kinds = ("chosen", *REJECTED_KINDS)
-    frame = logps.measure(model, processor, rows, kinds, profile.evaluation.batch_size, profile.training.max_length)
+    batch_size, training = profile.evaluation.batch_size, profile.training
+    frame = logps.measure(model, processor, rows, kinds, batch_size, training.max_length, packed=training.packed)
     frame = frame.merge(reference, on="row_id", suffixes=("", "_reference"), validate="one_to_one")
     question_kinds = rows["question_kind"] if "question_kind" in rows.column_names else [""] * len(rows)
     records = []

@@ -68,9 +68,16 @@ def _make_table(profile, base, pairs, reference_path, checkpoints):
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
     kinds = ("chosen", *BIASED)
-    batch_size, max_length = profile.training.batch_size, profile.training.max_length
+    training = profile.training
     trained = logps.measure(
-        policy, processor, rows, kinds, batch_size, max_length, label=f"base {base}: reward margins"
+        policy,
+        processor,
+        rows,
+        kinds,
+        training.batch_size,
+        training.max_length,
+        packed=training.packed,
+        label=f"base {base}: reward margins",
     )
     table = pd.concat([margin_records(rows, reference, trained, kind) for kind in BIASED], ignore_index=True)
     table.insert(0, "base", base)
