@@ -29,8 +29,9 @@ def target_logps(states, targets, head):
 
 
 def is_frozen_linear(head):
-    """Whether the head is torch's own Linear (neither quantised nor adapted) and none of it is trained."""
-    return type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters())
+    """Whether the head is torch's own Linear (neither quantised nor adapted) and none of it is trained now."""
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    return type(head) is torch.nn.Linear and not trained
 
 
 def at_least_float32(dtype):

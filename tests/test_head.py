@@ -53,6 +53,8 @@ def test_only_torchs_own_frozen_linear_takes_the_cheap_backward():
     assert head.is_frozen_linear(layer)
     assert not head.is_frozen_linear(Adapted(5, 11).requires_grad_(False))
     assert not head.is_frozen_linear(layer.requires_grad_())
+    with torch.no_grad():
+        assert head.is_frozen_linear(layer)
 
 
 def test_extreme_logits_stay_finite():
