@@ -102,8 +102,10 @@ def score(load, answers_path, cell, profile, runs_dir):
     """The cell's scores as one long DataFrame; load() gives model and processor if a benchmark needs them."""
     records = score_answers(artifacts.read_parquet(answers_path, "04"), profile.evaluation)
     if "heldout_pairs" in profile.evaluation.benchmarks:
-        reference = artifacts.read_parquet(train.cell_inputs(profile, cell, runs_dir)[1], "02")
-        records += heldout_pairs(*load(), heldout_rows(cell, profile, runs_dir), reference, profile)
+        (model, processor), rows = load(), heldout_rows(cell, profile, runs_dir)
+        reference_path = train.cell_inputs(profile, cell, runs_dir)[1]
+        reference = logps.load_reference(reference_path, model, processor, rows, profile)
+        records += heldout_pairs(model, processor, rows, reference, profile)
     identity = {"method": cell.method, "base": cell.base, "seed": cell.seed, "flip_rate": cell.flip_rate}
     return pd.DataFrame([identity | record for record in records], columns=COLUMNS)
 
@@ -154,7 +156,7 @@ def bias_table(profile, base, runs_dir="runs"):
     """
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
     settings = {
-        "model": models.identity(models.source(profile, base)),
+        "model": models.base_identity(profile, base),
         "quantisation": profile.quantisation,
         "evaluation": profile.evaluation,
     }

@@ -5,13 +5,17 @@ In bfloat16 a log-softmax shifts the sum over a 200-token answer by about 0.4 na
 
 import contextlib
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from napo import artifacts, branches, data, models, packing
+from napo.artifacts import BadInput
 from napo.head import target_logps
 from napo.profiles import KINDS
+
+TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}  # nats a sequence: what rounding may leave of a difference that is 0
 
 
 class ResponseLogps(nn.Module):
@@ -168,7 +172,7 @@ def reference(profile, base, runs_dir="runs"):
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
     pairs = artifacts.require(folder / "pairs.parquet", "01")
     settings = {
-        "model": models.identity(models.source(profile, base)),
+        "model": models.base_identity(profile, base),
         "quantisation": profile.quantisation,
         "max_length": profile.training.max_length,
         "packed": profile.training.packed,
@@ -195,3 +199,34 @@ def reference(profile, base, runs_dir="runs"):
 
     modules = ("logps", "packing", "models", "data")
     return artifacts.build(folder / "reference.parquet", make, settings=settings, modules=modules, inputs=[pairs])
+
+
+def load_reference(path, model, processor, rows, profile, n_checked=2):
+    """The stored reference log-probs, after a few of `rows`, spread over all, are computed again with `model`.
+
+    model  the base, or a peft model on it (its adapter is switched off)
+    Raises BadInput if a row is missing, has other tokens than when it was stored, or log-probs that are off by more
+    than rounding.
+    """
+    stored, training = artifacts.read_parquet(path, "02"), profile.training
+    numbers = np.linspace(0, len(rows) - 1, min(n_checked, len(rows))).round().astype(int).tolist()
+    checked = [rows[i] for i in numbers]
+    now = measure(
+        model, processor, checked, KINDS, 1, training.max_length, reference=True, packed=training.packed
+    ).set_index("row_id")
+    remedy = f"delete {artifacts.shown(path)} and run notebook 02 again"
+    missing = now.index.difference(stored["row_id"])
+    if len(missing):
+        raise BadInput(f"row {missing[0]} has no reference log-probs: {remedy}")
+    known = stored.set_index("row_id").loc[now.index]
+    for kind in KINDS:
+        off = (now[f"logps_{kind}"] - known[f"logps_{kind}"]).abs()
+        if (now[f"tokens_{kind}"] != known[f"tokens_{kind}"]).any() or off.max() > TOLERANCE[
+            profile.quantisation.dtype
+        ]:
+            row = off.idxmax()
+            raise BadInput(
+                f"row {row}: the stored reference log-probs of {kind} are not this model's ({off[row]:.3g} nats off): "
+                + remedy
+            )
+    return stored

@@ -31,7 +31,7 @@ def noise_table(profile, base, runs_dir="runs"):
         "rows": profile.probe_rows,
         "lora": profile.lora,
         "quantisation": profile.quantisation,
-        "model": models.identity(models.source(profile, base)),
+        "model": models.base_identity(profile, base),
     }
     return artifacts.build(
         folder / "noise.parquet",
@@ -49,10 +49,11 @@ def probe_training(profile):
 
 
 def _make_table(profile, base, pairs, reference_path, checkpoints):
-    rows, reference = data.read(pairs), artifacts.read_parquet(reference_path, "02")
+    rows = data.read(pairs)
     probe_rows = data.part(rows, "train")
     probe_rows = probe_rows.select(range(min(profile.probe_rows, len(probe_rows))))
     model, processor = models.load_base(profile, base)
+    reference = logps.load_reference(reference_path, model, processor, rows, profile)
     policy, _ = train.fit(
         model,
         processor,

@@ -46,6 +46,9 @@ def tokenised(texts, images, processor, **settings):
     """Prompts as the model reads them: tensors of the processor, image tokens included, with one start token."""
     start = processor.tokenizer.bos_token
     written = start is not None and texts[0].startswith(start)  # by the template: the tokenizer must not add another
+    images = (
+        None if images is None else [[image] for image in images]
+    )  # some families take a flat list for one prompt's
     return processor(text=texts, images=images, return_tensors="pt", add_special_tokens=not written, **settings)
 
 

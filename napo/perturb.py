@@ -63,9 +63,8 @@ def pairs(profile, base, runs_dir="runs", bad_rows="stop"):
     """Path of base-<b>/pairs.parquet: preference rows with both biased answers, made unless it is current (notebook
     01)."""
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
-    source = models.source(profile, base)
     settings = {
-        "model": models.identity(source),
+        "model": models.base_identity(profile, base),
         "data": profile.data,
         "rows": [profile.rows, profile.heldout_rows],
         "perturbation": profile.perturbation,
@@ -130,7 +129,7 @@ def _add_answers(rows, kind, profile, base, folder, load):
                 "perturbation": profile.perturbation,
                 "shard": number,
                 "quantisation": profile.quantisation,
-                "model": models.identity(models.source(profile, base)),
+                "model": models.base_identity(profile, base),
             },
             modules=("perturb",),
         )

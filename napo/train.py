@@ -22,10 +22,7 @@ from napo.objective import objective
 from napo.profiles import METHODS
 
 MODULES = ("train",)
-START_TOLERANCE = {
-    "float32": 0.01,
-    "bfloat16": 2.0,
-}  # nats a sequence: what rounding may leave of a margin that should be 0
+START_TOLERANCE = logps.TOLERANCE
 
 
 class EncodedRows(Dataset):
@@ -269,7 +266,7 @@ def cell_settings(profile, cell):
         "training": profile.training,
         "lora": profile.lora,
         "quantisation": profile.quantisation,
-        "model": models.identity(models.source(profile, cell.base)),
+        "model": models.base_identity(profile, cell.base),
         "device": profile.device,
     }
 
@@ -285,8 +282,8 @@ def cell_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
-    reference = artifacts.read_parquet(reference_path, "02")
     model, processor = models.load_base(profile, cell.base)
+    reference = logps.load_reference(reference_path, model, processor, rows, profile)
     policy, steps = fit(
         model,
         processor,
