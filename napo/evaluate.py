@@ -102,8 +102,10 @@ def score(load, answers_path, cell, profile, runs_dir):
     """The cell's scores as one long DataFrame; load() gives model and processor if a benchmark needs them."""
     records = score_answers(artifacts.read_parquet(answers_path, "04"), profile.evaluation)
     if "heldout_pairs" in profile.evaluation.benchmarks:
-        reference = artifacts.read_parquet(train.cell_inputs(profile, cell, runs_dir)[1], "02")
-        records += heldout_pairs(*load(), heldout_rows(cell, profile, runs_dir), reference, profile)
+        (model, processor), rows = load(), heldout_rows(cell, profile, runs_dir)
+        reference_path = train.cell_inputs(profile, cell, runs_dir)[1]
+        reference = logps.load_reference(reference_path, model, processor, rows, profile)
+        records += heldout_pairs(model, processor, rows, reference, profile)
     identity = {"method": cell.method, "base": cell.base, "seed": cell.seed, "flip_rate": cell.flip_rate}
     return pd.DataFrame([identity | record for record in records], columns=COLUMNS)
 
@@ -115,7 +117,8 @@ def heldout_pairs(model, processor, rows, reference, profile):
     A guard for general ability: the log-likelihood of held-out chosen answers falls when a training breaks the model.
     """
     kinds = ("chosen", *REJECTED_KINDS)
-    frame = logps.measure(model, processor, rows, kinds, profile.evaluation.batch_size, profile.training.max_length)
+    batch_size, training = profile.evaluation.batch_size, profile.training
+    frame = logps.measure(model, processor, rows, kinds, batch_size, training.max_length, packed=training.packed)
     frame = frame.merge(reference, on="row_id", suffixes=("", "_reference"), validate="one_to_one")
     question_kinds = rows["question_kind"] if "question_kind" in rows.column_names else [""] * len(rows)
     records = []

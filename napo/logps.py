@@ -5,19 +5,24 @@ In bfloat16 a log-softmax shifts the sum over a 200-token answer by about 0.4 na
 
 import contextlib
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from napo import artifacts, data, models, packing
+from napo import artifacts, branches, data, models, packing
+from napo.artifacts import BadInput
+from napo.head import target_logps
 from napo.profiles import KINDS
+
+TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}  # nats a sequence: what rounding may leave of a difference that is 0
 
 
 class ResponseLogps(nn.Module):
     """A model as the function that training needs: batch in, summed log-probs of every response out.
 
     Everything from hidden states to log-probs happens inside this module, so that whatever wraps it (DDP, FSDP) sees
-    one forward.
+    one forward. The batch says by its tensors whether it is packed.
     """
 
     def __init__(self, model):
@@ -25,36 +30,72 @@ class ResponseLogps(nn.Module):
         self.model = model
 
     def forward(self, **batch):
-        return plain_logps(self.model, batch)
+        return batch_logps(self.model, batch)
+
+
+def batch_logps(model, batch):
+    """Summed log-probs of a batch of either layout: (B * K,) float32 nats, row by row."""
+    return packed_sums(model, batch).flatten() if "segments" in batch else plain_logps(model, batch)
+
+
+def packed_logps(model, batch):
+    """Summed log-probs of all responses of each row from one sequence per row.
+
+    batch  as `packing.collate` makes it, on the model's device
+    Returns dict kind -> (B,) float32 nats, end token included.
+    """
+    sums = packed_sums(model, batch)
+    return {kind: sums[:, k] for k, kind in enumerate(batch["kinds"])}
+
+
+def packed_sums(model, batch):
+    """The same as one tensor, (B, K) float32 nats."""
+    branches.check_exact(model)
+    causal_lm, segments = branches.causal_lm(model), batch["segments"]  # (B, S)
+    attention = causal_lm.config.get_text_config()._attn_implementation
+    images = {name: tensor for name, tensor in batch.items() if name not in PACKED_ONLY}
+    hidden = causal_lm.model(
+        input_ids=batch["input_ids"],
+        attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype),
+        position_ids=branches.positions(model, batch),
+        use_cache=False,
+        **images,
+    ).last_hidden_state  # (B, S, H)
+    assert hidden.shape[:2] == segments.shape
+    row, position, predictor = branches.predictors(segments)
+    targets = batch["input_ids"][row, position]  # (N,)
+    logps = target_logps(hidden[row, predictor], targets, causal_lm.get_output_embeddings())  # (N,)
+    n_kinds = len(batch["kinds"])
+    sums = logps.new_zeros(len(segments) * n_kinds)
+    return sums.index_add(0, row * n_kinds + segments[row, position] - 1, logps).view(-1, n_kinds)
+
+
+PACKED_ONLY = ("input_ids", "segments", "position_ids", "kinds", "mm_token_type_ids")  # the rest goes to the model
 
 
 def token_logps(model, batch):
-    """Log-probs of the response tokens only, and the sequence each belongs to.
+    """Log-probs of the response tokens of plain sequences, and the sequence each belongs to.
 
     batch  as `packing.collate_plain` makes it, on the model's device; S sequences of T tokens
     Returns (logps (N,) float32 nats, sequence (N,) int64), N response tokens in all.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "response_mask"}
     response_mask = batch["response_mask"]
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = branches.causal_lm(model)
     hidden = causal_lm.model(**inputs, use_cache=False).last_hidden_state  # (S, T, H)
     predicts = response_mask[:, 1:]  # the state before a token predicts it
     assert not response_mask[:, 0].any(), "a response needs a prompt before it"
-    states = hidden[:, :-1][predicts]  # (N, H)
-    logits = causal_lm.get_output_embeddings()(states).float()  # (N, V)
     targets = batch["input_ids"][:, 1:][predicts]  # (N,)
-    assert states.shape[0] == targets.shape[0] == int(predicts.sum())
-    chosen_logits = logits.gather(1, targets[:, None]).squeeze(1)
-    return chosen_logits - logits.logsumexp(dim=1), predicts.nonzero()[:, 0]
+    return target_logps(hidden[:, :-1][predicts], targets, causal_lm.get_output_embeddings()), predicts.nonzero()[:, 0]
 
 
 def plain_logps(model, batch):
-    """Summed log-probs, one full sequence per response: the reference that every faster path must equal.
+    """Summed log-probs, one full sequence per response: the reference that the packed path must equal.
 
     Returns (S,) float32 nats, in the order of the batch's sequences.
     """
     logps, sequence = token_logps(model, batch)
-    sums = torch.zeros(len(batch["input_ids"]), dtype=torch.float32, device=logps.device)
+    sums = torch.zeros(len(batch["input_ids"]), dtype=logps.dtype, device=logps.device)
     return sums.index_add(0, sequence, logps)
 
 
@@ -65,22 +106,22 @@ def by_kind(sums, kinds):
 
 
 def to_device(batch, device):
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
-def response_logps(model, processor, rows, kinds, packed=False, max_length=None):
+def response_logps(model, processor, rows, kinds, packed=True, max_length=None):
     """Summed log-probs of each row's responses: a thin wrapper for people and tests.
 
-    rows   list of dicts with `image` (PIL), `question` and a text per kind
-    kinds  which of the row's responses
+    rows    list of dicts with `image` (PIL), `question` and a text per kind
+    kinds   which of the row's responses
+    packed  False: one full sequence per response, with the prompt and its image repeated
     Returns dict kind -> (B,) float32 nats, end token included.
-    Raises ValueError for packed=True: one sequence per response is the only path there is yet.
+    Raises BadInput where packed log-probs are not known to be exact for the model.
     """
-    if packed:
-        raise ValueError("packed log-probs are not built yet: call with packed=False")
     encoded = [packing.encode(row, processor, kinds, max_length) for row in rows]
-    batch = packing.collate_plain(encoded, kinds, processor.tokenizer.pad_token_id)
-    return by_kind(plain_logps(model, to_device(batch, model.device)), kinds)
+    collate = packing.collate_packed if packed else packing.collate_plain
+    batch = collate(encoded, kinds, processor.tokenizer.pad_token_id)
+    return by_kind(batch_logps(model, to_device(batch, model.device)), kinds)
 
 
 @torch.no_grad()
@@ -95,14 +136,15 @@ def from_full_logits(model, processor, row, kind, max_length=None):
 
 
 @torch.no_grad()
-def measure(model, processor, rows, kinds, batch_size=32, max_length=None, reference=False, label=None):
+def measure(model, processor, rows, kinds, batch_size=32, max_length=None, reference=False, packed=True, label=None):
     """Log-probs and token counts of every row and kind, in batches without gradient.
 
     reference  True: with the adapter off, so of the model that training started from
-    Returns a DataFrame with row_id and, per kind, logps_<kind> (float32 nats) and tokens_<kind> (int, end token
-    included).
+    Returns a DataFrame with row_id, n_cut (responses of the row that were cut at the end to fit max_length) and, per
+    kind, logps_<kind> (float32 nats) and tokens_<kind> (int, end token included).
     """
     model.eval()
+    collate = packing.collate_packed if packed else packing.collate_plain
     adapter_off = (
         model.disable_adapter() if reference and hasattr(model, "disable_adapter") else contextlib.nullcontext()
     )
@@ -112,9 +154,9 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
         for start in artifacts.progress(starts, label) if label else starts:
             numbers = range(start, min(start + batch_size, len(rows)))  # one by one: a Dataset's slice is a dict
             encoded = [packing.encode(rows[i], processor, kinds, max_length) for i in numbers]
-            batch = to_device(packing.collate_plain(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
-            sums = by_kind(plain_logps(model, batch).cpu(), kinds)
-            frame = {"row_id": [row["row_id"] for row in encoded]}
+            batch = to_device(collate(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
+            sums = by_kind(batch_logps(model, batch).float().cpu(), kinds)
+            frame = {"row_id": [row["row_id"] for row in encoded], "n_cut": [row["n_cut"] for row in encoded]}
             for kind in kinds:
                 frame[f"logps_{kind}"] = sums[kind].numpy()
                 frame[f"tokens_{kind}"] = [len(row["responses"][kind]) for row in encoded]
@@ -133,17 +175,58 @@ def reference(profile, base, runs_dir="runs"):
         "model": models.identity(profile, base),
         "quantisation": profile.quantisation,
         "max_length": profile.training.max_length,
+        "packed": profile.training.packed,
     }
 
     def make(path):
         model, processor = models.load_base(profile, base)
         rows = data.read(pairs)
         packing.check_image_tokens(model, processor, rows[0])
-        batch_size = profile.training.batch_size
+        training = profile.training
         frame = measure(
-            model, processor, rows, KINDS, batch_size, profile.training.max_length, label=f"base {base}: log-probs"
+            model,
+            processor,
+            rows,
+            KINDS,
+            training.batch_size,
+            training.max_length,
+            packed=training.packed,
+            label=f"base {base}: log-probs",
         )
+        if frame["n_cut"].any():
+            print(f"{frame['n_cut'].sum()} answers cut at the end: prompt and answer over {training.max_length} tokens")
         frame.to_parquet(path, index=False)
 
     modules = ("logps", "packing", "models", "data")
     return artifacts.build(folder / "reference.parquet", make, settings=settings, modules=modules, inputs=[pairs])
+
+
+def load_reference(path, model, processor, rows, profile, n_checked=2):
+    """The stored reference log-probs, after a few of `rows`, spread over all, are computed again with `model`.
+
+    model  the base, or a peft model on it (its adapter is switched off)
+    Raises BadInput if a row is missing, has other tokens than when it was stored, or log-probs that are off by more
+    than rounding.
+    """
+    stored, training = artifacts.read_parquet(path, "02"), profile.training
+    numbers = np.linspace(0, len(rows) - 1, min(n_checked, len(rows))).round().astype(int).tolist()
+    checked = [rows[i] for i in numbers]
+    now = measure(
+        model, processor, checked, KINDS, 1, training.max_length, reference=True, packed=training.packed
+    ).set_index("row_id")
+    remedy = f"delete {artifacts.shown(path)} and run notebook 02 again"
+    missing = now.index.difference(stored["row_id"])
+    if len(missing):
+        raise BadInput(f"row {missing[0]} has no reference log-probs: {remedy}")
+    known = stored.set_index("row_id").loc[now.index]
+    for kind in KINDS:
+        off = (now[f"logps_{kind}"] - known[f"logps_{kind}"]).abs()
+        if (now[f"tokens_{kind}"] != known[f"tokens_{kind}"]).any() or off.max() > TOLERANCE[
+            profile.quantisation.dtype
+        ]:
+            row = off.idxmax()
+            raise BadInput(
+                f"row {row}: the stored reference log-probs of {kind} are not this model's ({off[row]:.3g} nats off): "
+                + remedy
+            )
+    return stored

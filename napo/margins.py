@@ -49,10 +49,11 @@ def probe_training(profile):
 
 
 def _make_table(profile, base, pairs, reference_path, checkpoints):
-    rows, reference = data.read(pairs), artifacts.read_parquet(reference_path, "02")
+    rows = data.read(pairs)
     probe_rows = data.part(rows, "train")
     probe_rows = probe_rows.select(range(min(profile.probe_rows, len(probe_rows))))
     model, processor = models.load_base(profile, base)
+    reference = logps.load_reference(reference_path, model, processor, rows, profile)
     policy, _ = train.fit(
         model,
         processor,
@@ -68,9 +69,16 @@ def _make_table(profile, base, pairs, reference_path, checkpoints):
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
     kinds = ("chosen", *BIASED)
-    batch_size, max_length = profile.training.batch_size, profile.training.max_length
+    training = profile.training
     trained = logps.measure(
-        policy, processor, rows, kinds, batch_size, max_length, label=f"base {base}: reward margins"
+        policy,
+        processor,
+        rows,
+        kinds,
+        training.batch_size,
+        training.max_length,
+        packed=training.packed,
+        label=f"base {base}: reward margins",
     )
     table = pd.concat([margin_records(rows, reference, trained, kind) for kind in BIASED], ignore_index=True)
     table.insert(0, "base", base)

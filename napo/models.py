@@ -1,6 +1,7 @@
 """Loading a model in 4 bits, the LoRA adapter on it, and the checks that catch what would go wrong silently."""
 
 import contextlib
+import functools
 import gc
 import importlib.resources
 import warnings
@@ -13,8 +14,17 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from napo.artifacts import BadInput, content_hash
+
+IDENTIFYING = (
+    ".json",
+    ".safetensors",
+    ".jinja",
+    ".model",
+    ".txt",
+)  # files that decide what a model and its prompts are
 
 
 def source(profile, base):
@@ -31,22 +41,23 @@ def source(profile, base):
 
 
 def identity(profile, base):
-    """What tells one base model from another in an artefact's key: a folder's file names, small files' hashes and large
-    files' dates, or the hub id and revision."""
+    """What tells one base model from another in an artefact's key: the contents of a folder's weights, configuration,
+    tokenizer and templates, or the hub id with its commit."""
     name = source(profile, base)
     folder = Path(name)
     if not folder.is_dir():
-        return [name, profile.revision]
-    files = sorted(
-        file for file in folder.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja")
-    )
-    small = 64 * 2**20
-    return {
-        file.relative_to(folder).as_posix(): content_hash(file)
-        if file.stat().st_size < small
-        else file.stat().st_mtime_ns
-        for file in files
-    }
+        return {"hub": name, "revision": profile.revision, "commit": hub_commit(name, profile.revision)}
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in IDENTIFYING)
+    return {file.relative_to(folder).as_posix(): content_hash(file) for file in files}
+
+
+@functools.cache
+def hub_commit(name, revision=None):
+    """Commit of a hub model, read off its configuration, which is fetched if it is not here; None if it cannot be."""
+    try:
+        return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    except (OSError, ValueError):  # what loading will say in a better way
+        return None
 
 
 def check_device(device):

@@ -1,13 +1,19 @@
-"""Rows to tensors: prompt and response tokens from the processor's own chat template, one sequence per response.
+"""Rows to tensors: prompt and response tokens from the processor's own chat template, packed or one sequence each.
 
 A row is a dict with `image` (PIL), `question` and one text per kind of response. A masked modality is simply left out
 of the conversation: no `image` is a text-only prompt, no `question` is the image token and nothing else (paper,
 section 3.1).
+
+Packed, a row is one sequence with branches, [prompt with its image tokens][response 1]...[response K]: the prompt and
+its image are computed once. `branches.py` says who attends to whom and at which positions.
 """
 
 import torch
 
+from napo import branches
 from napo.artifacts import BadInput
+
+TILED = {"pixel_values": 5, "pixel_attention_mask": 4}  # dimensions of an image tensor that holds several tiles a row
 
 
 def conversation(row, image=True, question=True):
@@ -40,6 +46,9 @@ def tokenised(texts, images, processor, **settings):
     """Prompts as the model reads them: tensors of the processor, image tokens included, with one start token."""
     start = processor.tokenizer.bos_token
     written = start is not None and texts[0].startswith(start)  # by the template: the tokenizer must not add another
+    images = (
+        None if images is None else [[image] for image in images]
+    )  # some families take a flat list for one prompt's
     return processor(text=texts, images=images, return_tensors="pt", add_special_tokens=not written, **settings)
 
 
@@ -70,32 +79,38 @@ def encode(row, processor, kinds, max_length=None):
     """One row as token ids and image tensors.
 
     Returns dict: `row_id`, `prompt_ids` (P,) int64, `responses` {kind: (T,) int64, end token last}, `vision` {name:
-    tensor}, `n_cut` = responses cut at the end to keep prompt + response within max_length.
-    Raises BadInput, naming the row, for an empty response or a prompt that alone reaches max_length: image tokens are
-    never cut.
+    tensor}, `token_types` {name: (P,)} where the processor marks image tokens, `n_cut` = responses cut at the end to
+    keep prompt + response within max_length.
+    Raises BadInput, naming the row, for a response that is empty or holds an image token, a question that does, or a
+    prompt that alone reaches max_length: image tokens are never cut.
     """
-    inputs = tokenised([prompt_text(row, processor)], [row["image"]], processor)
+    name = f"row {row.get('row_id')}"
+    inputs = dict(tokenised([prompt_text(row, processor)], [row["image"]], processor))
     prompt_ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask")
+    token_types = {key: inputs.pop(key)[0] for key in list(inputs) if key.endswith("token_type_ids")}
     room = None if max_length is None else max_length - len(prompt_ids)
     if room is not None and room < 2:
         raise BadInput(
-            f"row {row.get('row_id')}: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}: image "
+            f"{name}: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}: image "
             "tokens are never cut, so raise Training.max_length in napo/profiles.py or drop the row"
         )
     responses, n_cut = {}, 0
     for kind in kinds:
         if not row[kind].strip():
-            raise BadInput(f"row {row.get('row_id')}: {kind} is empty: drop the row or give it an answer")
+            raise BadInput(f"{name}: {kind} is empty: drop the row or give it an answer")
         refuse_image_token(row, kind, row[kind], processor)
         ids = response_ids(row[kind], row, processor)
+        if len(ids) < 2:
+            raise BadInput(f"{name}: {kind} tokenises to nothing ({row[kind]!r}): drop the row or mend the answer")
         n_cut += room is not None and len(ids) > room
         responses[kind] = torch.tensor(ids[:room])
     return {
         "row_id": row.get("row_id"),
         "prompt_ids": prompt_ids,
         "responses": responses,
-        "vision": dict(inputs),
+        "vision": inputs,
+        "token_types": token_types,
         "n_cut": n_cut,
     }
 
@@ -106,12 +121,44 @@ def check_image_tokens(model, processor, row):
     inputs = tokenised([prompt_text(row, processor)], [row["image"]], processor).to(model.device)
     try:
         with torch.no_grad():
-            model(**inputs)
-    except ValueError as error:
+            branches.inner_model(model)(**inputs, use_cache=False)
+    except (ValueError, RuntimeError, IndexError) as error:  # families differ in how they notice
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"row {row.get('row_id')}: processor and model disagree on the image tokens ({error}); "
+            f"row {row.get('row_id')}: processor and model disagree on the image tokens ({reason}); "
             "load both from the same folder or hub revision"
         ) from error
+
+
+def collate(rows, processor, kinds, max_length=None):
+    """Rows -> the batch that `logps.packed_logps` reads: one sequence with branches per row."""
+    encoded = [encode(row, processor, kinds, max_length) for row in rows]
+    return collate_packed(encoded, kinds, processor.tokenizer.pad_token_id)
+
+
+def collate_packed(encoded_rows, kinds, pad_token_id=0):
+    """A batch with one sequence per row, [prompt][response 1]...[response K], padded on the right to length S.
+
+    Returns dict of input_ids (B, S) int64, segments (B, S) int64 (0 prompt, 1..K responses, -1 padding), position_ids
+    (B, S) int64 (they start again after the prompt for each response), `kinds`, and the processor's image tensors,
+    one per row.
+    """
+    sequences, segments, positions = [], [], []
+    for row in encoded_rows:
+        parts = [row["prompt_ids"], *(row["responses"][kind] for kind in kinds)]
+        starts = [0] + [len(row["prompt_ids"])] * len(kinds)
+        sequences.append(torch.cat(parts))
+        segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]))
+        positions.append(torch.cat([s + torch.arange(len(part)) for s, part in zip(starts, parts, strict=True)]))
+    batch = {
+        "input_ids": pad(sequences, pad_token_id),
+        "segments": pad(segments, -1),
+        "position_ids": pad(positions, 0),
+        "kinds": tuple(kinds),
+    }
+    assert batch["input_ids"].shape == batch["segments"].shape == batch["position_ids"].shape
+    length = batch["input_ids"].shape[1]
+    return batch | stack_token_types(encoded_rows, 1, length) | stack_images(encoded_rows, 1)
 
 
 def collate_plain(encoded_rows, kinds, pad_token_id=0):
@@ -123,13 +170,54 @@ def collate_plain(encoded_rows, kinds, pad_token_id=0):
     """
     prompts = [row["prompt_ids"] for row in encoded_rows for _ in kinds]
     responses = [row["responses"][kind] for row in encoded_rows for kind in kinds]
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    input_ids = torch.full((len(prompts), max(lengths)), pad_token_id)
+    input_ids = pad([torch.cat(pair) for pair in zip(prompts, responses, strict=True)], pad_token_id)
     response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+    attention_mask = torch.zeros_like(input_ids)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        input_ids[i, : lengths[i]] = torch.cat([prompt, response])
-        response_mask[i, len(prompt) : lengths[i]] = True
-    attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    names = encoded_rows[0]["vision"]
-    vision = {n: torch.cat([row["vision"][n] for row in encoded_rows for _ in kinds]) for n in names}
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask, **vision}
+        response_mask[i, len(prompt) : len(prompt) + len(response)] = True
+        attention_mask[i, : len(prompt) + len(response)] = 1
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask}
+    token_types = stack_token_types(encoded_rows, len(kinds), input_ids.shape[1])
+    return batch | token_types | stack_images(encoded_rows, len(kinds))
+
+
+def pad(sequences, value):
+    """1-D tensors -> (number, longest), filled up on the right."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
+
+
+def stack_token_types(encoded_rows, repeats, length):
+    """The processor's marks of image tokens, (rows * repeats, length), 0 = text at responses and padding."""
+    out = {}
+    for name in encoded_rows[0]["token_types"]:
+        marks = pad([row["token_types"][name] for row in encoded_rows for _ in range(repeats)], 0)
+        out[name] = torch.nn.functional.pad(marks, (0, length - marks.shape[1]))
+    return out
+
+
+def stack_images(encoded_rows, repeats):
+    """The processor's image tensors of all rows, one after another, each row's `repeats` times.
+
+    Images cut into several tiles (rows, tiles, channels, height, width) are filled up with empty tiles, which the
+    models that have them leave out. Raises BadInput where two images of a batch have other sizes that cannot be joined.
+    """
+    out = {}
+    for name in encoded_rows[0]["vision"]:
+        tensors = [row["vision"][name] for row in encoded_rows]
+        if tensors[0].ndim == TILED.get(name):
+            tensors = [with_tiles(tensor, max(t.shape[1] for t in tensors)) for tensor in tensors]
+        for row, tensor in zip(encoded_rows, tensors, strict=True):
+            if tensor.shape[1:] != tensors[0].shape[1:]:
+                sizes = f"{tuple(tensors[0].shape[1:])} of row {encoded_rows[0]['row_id']}"
+                raise BadInput(
+                    f"row {row['row_id']}: {name} of size {tuple(tensor.shape[1:])} cannot share a batch with {sizes}: "
+                    "make the processor resize and crop to one size, or set batch_size=1"
+                )
+        out[name] = torch.cat([tensor for tensor in tensors for _ in range(repeats)])
+    return out
+
+
+def with_tiles(tensor, number):
+    """(1, tiles, ...) filled up with empty tiles to `number` of them."""
+    missing = tensor.new_zeros(len(tensor), number - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, missing], dim=1)

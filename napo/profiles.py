@@ -114,6 +114,7 @@ class Training:
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
     max_length: int = 2048  # tokens of prompt + response (authors)
+    packed: bool = True  # prompt and image once for all responses of a row; False: one sequence per response
     save_steps: int = 50
     max_grad_norm: float = 1.0
 

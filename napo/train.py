@@ -16,16 +16,13 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from napo import artifacts, data, logps, models, noise, packing
+from napo import artifacts, branches, data, logps, models, noise, packing
 from napo.artifacts import BadInput
 from napo.objective import objective
 from napo.profiles import METHODS
 
 MODULES = ("train",)
-START_TOLERANCE = {
-    "float32": 0.01,
-    "bfloat16": 2.0,
-}  # nats a sequence: what rounding may leave of a margin that should be 0
+START_TOLERANCE = logps.TOLERANCE
 
 
 class EncodedRows(Dataset):
@@ -57,12 +54,13 @@ class EncodedRows(Dataset):
         return encoded
 
 
-def collator(kinds, pad_token_id):
+def collator(kinds, pad_token_id, packed=True):
     """Encoded rows -> what `PreferenceTrainer.compute_loss` reads."""
+    stack = packing.collate_packed if packed else packing.collate_plain
 
     def collate(encoded):
         return {
-            "batch": packing.collate_plain(encoded, kinds, pad_token_id),
+            "batch": stack(encoded, kinds, pad_token_id),
             "reference": torch.stack([row["reference"] for row in encoded]),  # (B, K)
             "tokens": torch.stack([row["tokens"] for row in encoded]),  # (B, K)
             "noise": torch.stack([row["noise"] for row in encoded]),  # (B, K)
@@ -193,6 +191,8 @@ def fit(
     """
     kinds = method.kinds if method.terms else ("chosen", "rejected")
     flipped = noise.draw_flips(len(rows), flip_rate, np.random.default_rng([seed, 1]))
+    if training.packed:
+        branches.check_exact(model)
     packing.check_image_tokens(model, processor, rows[0])
     policy = models.attach_lora(model, lora, seed)
     if training.gradient_checkpointing:
@@ -206,7 +206,7 @@ def fit(
         model=logps.ResponseLogps(policy),
         args=arguments(training, checkpoints, seed, device),
         train_dataset=EncodedRows(rows, processor, kinds, reference, training.max_length, flipped),
-        data_collator=collator(kinds, processor.tokenizer.pad_token_id),
+        data_collator=collator(kinds, processor.tokenizer.pad_token_id, training.packed),
     )
     trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -282,8 +282,8 @@ def cell_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
-    reference = artifacts.read_parquet(reference_path, "02")
     model, processor = models.load_base(profile, cell.base)
+    reference = logps.load_reference(reference_path, model, processor, rows, profile)
     policy, steps = fit(
         model,
         processor,

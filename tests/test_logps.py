@@ -192,11 +192,6 @@ def test_slow_way_of_notebook_02_is_the_truth_too(model_and_processor):
         assert got == pytest.approx(truth(model, processor, row, "rejected"), rel=2e-6)
 
 
-def test_packed_is_refused_until_it_exists(model_and_processor):
-    with pytest.raises(ValueError, match="packed=False"):
-        logps.response_logps(*model_and_processor, [make_row()], KINDS, packed=True)
-
-
 def test_measured_table_has_a_line_per_row_whatever_the_batch_size(model_and_processor):
     model, processor = model_and_processor
     rows = rows_of_many_lengths(5)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_families import tiny_family
 from tiny_models import tiny_llava
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
-from napo import packing
+from napo import logps, packing
 from napo.artifacts import BadInput
 
 TEXTS = {"chosen": "a red cat", "rejected": "dog", "language_biased": "It is brown, I guess.", "vision_biased": "!"}
@@ -154,3 +156,72 @@ def test_collated_batch_by_hand(processor):
         assert batch["response_mask"][i].nonzero()[:, 0].tolist() == list(range(n_prompt, n))
         assert torch.equal(batch["pixel_values"][i], row["vision"]["pixel_values"][0])
     assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+
+
+def test_packed_batch_by_hand(processor):
+    """Two rows of different length: [prompt][chosen][rejected], positions that start again, padding on the right."""
+    kinds = ("chosen", "rejected")
+    rows = [make_row(0), make_row(1, question="why?", chosen="because of it all", rejected="no")]
+    encoded = [packing.encode(row, processor, kinds) for row in rows]
+    batch = packing.collate(rows, processor, kinds)
+    assert batch["kinds"] == kinds and batch["pixel_values"].shape[0] == 2
+    length = batch["input_ids"].shape[1]
+    for i, row in enumerate(encoded):
+        prompt, chosen, rejected = (part.tolist() for part in (row["prompt_ids"], *row["responses"].values()))
+        p, c, r = len(prompt), len(chosen), len(rejected)
+        padding = length - p - c - r
+        assert (
+            batch["input_ids"][i].tolist() == prompt + chosen + rejected + [processor.tokenizer.pad_token_id] * padding
+        )
+        assert batch["segments"][i].tolist() == [0] * p + [1] * c + [2] * r + [-1] * padding
+        positions = [*range(p), *range(p, p + c), *range(p, p + r)] + [0] * padding
+        assert batch["position_ids"][i].tolist() == positions
+    assert (batch["segments"] >= 0).sum(1).max() == length
+    assert {tensor.dtype for tensor in (batch["input_ids"], batch["segments"], batch["position_ids"])} == {torch.int64}
+
+
+def test_packed_batch_cuts_answers_as_the_plain_one_does(processor):
+    n_prompt = len(packing.encode(make_row(), processor, ())["prompt_ids"])
+    batch = packing.collate([make_row()], processor, tuple(TEXTS), max_length=n_prompt + 3)
+    assert [(batch["segments"] == k).sum().item() for k in range(5)] == [n_prompt, 3, 3, 3, 3]
+
+
+def test_an_answer_that_tokenises_to_nothing_is_refused_by_row_and_kind(processor):
+    other = copy.deepcopy(processor)
+    other.tokenizer._tokenizer.normalizer = normalizers.Replace("?!", "")
+    other.chat_template = processor.chat_template.replace("ASSISTANT: {{", "ASSISTANT:{{")
+    with pytest.raises(BadInput, match=r"row file\.parquet:4: rejected tokenises to nothing \('\?!'\)"):
+        packing.encode(make_row(4, rejected="?!"), other, tuple(TEXTS))
+
+
+def test_images_that_do_not_share_a_size_are_refused_by_row(processor):
+    other = copy.deepcopy(processor)
+    other.image_processor.do_resize = other.image_processor.do_center_crop = False
+    rows = [make_row(0), make_row(1, image=photo(1, (48, 40)))]
+    for collate in (packing.collate_packed, packing.collate_plain):
+        with pytest.raises(
+            BadInput, match=r"row file\.parquet:1: pixel_values of size \(3, 40, 48\) .* file\.parquet:0"
+        ):
+            collate([packing.encode(row, other, ("chosen",)) for row in rows], ("chosen",))
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
+def test_images_of_many_sizes_share_a_batch_where_the_family_cuts_tiles(name):
+    """What stands beside a row, with more tiles than it has, does not change its log-probs."""
+    model, processor = tiny_family(name)
+    rows = [make_row(i, image=photo(i, size)) for i, size in enumerate([(60, 40), (20, 60), (90, 20)])]
+    with torch.no_grad():
+        together = logps.packed_logps(model, packing.collate(rows, processor, ("chosen",)))["chosen"]
+        alone = [logps.packed_logps(model, packing.collate([row], processor, ("chosen",)))["chosen"] for row in rows]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
+def test_prompts_with_one_image_each_share_a_batch_in_every_family(name):
+    _, processor = tiny_family(name)
+    rows = [make_row(0), make_row(1)]
+    texts = [packing.prompt_text(row, processor) for row in rows]
+    inputs = packing.tokenised(texts, [row["image"] for row in rows], processor, padding=True, padding_side="left")
+    alone = packing.tokenised(texts[:1], [rows[0]["image"]], processor)
+    length = alone["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"][0, -length:], alone["input_ids"][0])

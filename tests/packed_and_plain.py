@@ -1,0 +1,81 @@
+"""What the equality tests share: policies with LoRA, rows of many lengths, gradients of both paths, their distance."""
+
+import contextlib
+
+import torch
+from peft import LoraConfig, get_peft_model
+from test_packing import make_row, photo
+from tiny_families import tiny_family
+from tiny_models import tiny_llava
+
+from napo import logps, models, packing
+from napo.profiles import KINDS
+
+TARGETS = r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj"
+ANSWERS = ("y", "It is a long answer, longer than the rest.", "no cat", "two", "a b c d e f", ".")
+
+
+def ragged_rows(n=3):
+    """Rows whose prompts, images and answers have different lengths and sizes; the longest row is not the first."""
+    rows = []
+    for i in range(n):
+        answers = {kind: ANSWERS[(i * len(KINDS) + k) % len(ANSWERS)] for k, kind in enumerate(KINDS)}
+        image = photo(i, ((60, 40), (40, 90), (100, 30))[i % 3])
+        rows.append(make_row(i, image=image, question="why? " * (1 + 2 * ((i + 1) % 3)), **answers))
+    return rows
+
+
+def policy_of(family, dtype=torch.float64, attention="sdpa", checkpointing=False, targets=TARGETS):
+    """(random model with a random LoRA adapter, in training mode, processor)."""
+    model, processor = tiny_llava(seed=1) if family == "llava" else tiny_family(family)
+    model.to(dtype).set_attn_implementation(attention)
+    torch.manual_seed(2)
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    with models.quiet():
+        policy = get_peft_model(model, config).to(dtype).train()
+        if checkpointing:
+            policy.enable_input_require_grads()
+            policy.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    return policy, processor
+
+
+def make_batch(processor, rows, packed, kinds=KINDS):
+    encoded = [packing.encode(row, processor, kinds) for row in rows]
+    collate = packing.collate_packed if packed else packing.collate_plain
+    return collate(encoded, kinds, processor.tokenizer.pad_token_id)
+
+
+def measured(policy, batch):
+    """Log-probs (B * K,) and the LoRA gradients of a fixed weighting of them, as one vector."""
+    policy.zero_grad()
+    values = logps.ResponseLogps(policy)(**batch)
+    weights = torch.linspace(0.5, 1.5, len(values)).to(values.dtype)
+    (weights * values).sum().backward()
+    gradients = [p.grad.flatten().clone() for p in policy.parameters() if p.grad is not None]
+    return values.detach(), torch.cat(gradients)
+
+
+def distance(packed, plain):
+    """Relative error of log-probs (largest) and of gradients (norm) of one `measured` against another."""
+    values, gradients = ((packed[0] - plain[0]) / plain[0]).abs().max(), (packed[1] - plain[1]).norm() / plain[1].norm()
+    return values.item(), gradients.item()
+
+
+def packed_against_plain(policy, processor, rows):
+    return distance(*(measured(policy, make_batch(processor, rows, packed)) for packed in (True, False)))
+
+
+def exact_norm(self, states):
+    """LlamaRMSNorm in the model's own dtype; the stock one computes in float32."""
+    return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+@contextlib.contextmanager
+def exact_softmax():
+    """Stock eager attention takes its softmax in float32 whatever the model computes in; here in the model's dtype."""
+    stock = torch.nn.functional.softmax
+    torch.nn.functional.softmax = lambda x, dim=None, dtype=None, **rest: stock(x, dim=dim, **rest)
+    try:
+        yield
+    finally:
+        torch.nn.functional.softmax = stock

@@ -1,0 +1,242 @@
+"""Packed rows equal plain sequences, for every family; and every silent mistake that breaks this is seen."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from packed_and_plain import (
+    TARGETS,
+    distance,
+    exact_norm,
+    exact_softmax,
+    make_batch,
+    measured,
+    packed_against_plain,
+    policy_of,
+    ragged_rows,
+)
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_llava
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from napo import branches, logps, models, packing
+from napo.artifacts import BadInput
+from napo.profiles import KINDS
+
+FAMILIES = tuple(branches.FAMILIES)
+
+
+def test_mask_by_hand():
+    """Prompt of 2, responses of 2 and 1, one padding token."""
+    segments = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    allowed = branches.mask(segments, "sdpa", torch.float32)
+    assert allowed.shape == (1, 1, 6, 6) and allowed.dtype == torch.bool
+    assert allowed[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],  # not its sibling
+        [1, 1, 0, 0, 0, 1],  # padding sees something, so that no softmax is over nothing
+    ]
+    added = branches.mask(segments, "eager", torch.float64)
+    assert added.dtype == torch.float64
+    assert torch.equal(added == 0, allowed) and (added[~allowed] == torch.finfo(torch.float64).min).all()
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        branches.mask(segments, "flash_attention_2", torch.float32)
+
+
+def test_first_tokens_of_all_responses_are_predicted_by_the_last_prompt_token():
+    segments = torch.tensor([[0, 0, 1, 1, 2, -1], [0, 0, 0, 1, 2, 2]])
+    row, position, predictor = branches.predictors(segments)
+    found = list(zip(row.tolist(), position.tolist(), predictor.tolist(), strict=True))
+    assert found == [(0, 2, 1), (0, 3, 2), (0, 4, 1), (1, 3, 2), (1, 4, 2), (1, 5, 4)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, "not reentrant"])
+def test_packed_equals_plain_in_float64(family, attention, checkpointing):
+    """Three ragged rows with padding, stock norms (they compute in float32, hence the gradients' tolerance)."""
+    policy, processor = policy_of(family, torch.float64, attention, checkpointing)
+    with exact_softmax():
+        values, gradients = packed_against_plain(policy, processor, ragged_rows())
+    assert values <= 1e-12 and gradients <= 1e-7
+
+
+def test_packed_equals_plain_with_the_older_checkpointing():
+    values, gradients = packed_against_plain(*policy_of("llava", checkpointing="reentrant"), ragged_rows())
+    assert values <= 1e-12 and gradients <= 1e-7
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_plain_to_the_last_digits_where_nothing_computes_in_float32(monkeypatch, attention):
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
+    with exact_softmax():
+        values, gradients = packed_against_plain(*policy_of("llava", torch.float64, attention), ragged_rows())
+    assert values <= 1e-13 and gradients <= 1e-13
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_plain_in_float32(family, attention):
+    values, gradients = packed_against_plain(*policy_of(family, torch.float32, attention), ragged_rows())
+    assert values <= 1e-5 and gradients <= 1e-5
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_plain_in_four_bits(attention):
+    model, processor = tiny_llava(seed=1)
+    for name, module in list(model.model.language_model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            quantised = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32
+            )
+            quantised.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            parent, _, child = name.rpartition(".")
+            setattr(model.model.language_model.get_submodule(parent), child, quantised.to("cpu"))
+    models.guard_repacking(model)
+    model.set_attn_implementation(attention)
+    assert len(models.four_bit_layers(model)) == 14
+    policy = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)).train()
+    values, gradients = packed_against_plain(policy, processor, ragged_rows())
+    assert values <= 1e-5 and gradients <= 1e-5
+
+
+@pytest.mark.parametrize("n_rows, n_kinds", [(1, 1), (1, 4), (2, 2), (5, 3)])
+def test_any_number_of_rows_and_kinds(n_rows, n_kinds):
+    policy, processor = policy_of("llava")
+    kinds = KINDS[:n_kinds]
+    results = [measured(policy, make_batch(processor, ragged_rows(n_rows), packed, kinds)) for packed in (True, False)]
+    assert results[0][0].shape == (n_rows * n_kinds,)
+    values, gradients = distance(*results)
+    assert values <= 1e-12 and gradients <= 1e-7
+
+
+def test_batch_and_log_probs_by_their_public_names():
+    policy, processor = policy_of("llava")
+    rows = ragged_rows(2)
+    with torch.no_grad():
+        packed = logps.packed_logps(policy, packing.collate(rows, processor, KINDS))
+        plain = logps.response_logps(policy, processor, rows, KINDS, packed=False)
+        default = logps.response_logps(policy, processor, rows, KINDS)
+    assert list(packed) == list(plain) == list(KINDS)
+    for kind in KINDS:
+        assert packed[kind].shape == (2,)
+        torch.testing.assert_close(packed[kind], plain[kind], rtol=1e-12, atol=0)
+        assert torch.equal(packed[kind], default[kind])
+
+
+# ---- mistakes on purpose: each gives finite log-probs, and each must be far outside the tolerance --------------------
+
+
+def not_restarted(kwargs, batch):
+    length = batch["segments"].shape[1]
+    plain = torch.arange(length).expand(len(batch["segments"]), length)
+    kwargs["position_ids"] = plain if kwargs["position_ids"].ndim == 2 else plain.expand(3, -1, -1)
+
+
+def only_one_axis_goes_on(kwargs, batch):
+    """On a grid: positions of responses counted in tokens, as for a model without a grid."""
+    kwargs["position_ids"] = torch.where(
+        batch["segments"] > 0, batch["position_ids"].expand(3, -1, -1), kwargs["position_ids"]
+    )
+
+
+def siblings_seen(kwargs, batch):
+    length = batch["segments"].shape[1]
+    kwargs["attention_mask"] = torch.ones(length, length, dtype=torch.bool).tril().expand(1, 1, -1, -1)
+
+
+def no_mask(kwargs, batch):
+    kwargs["attention_mask"] = None
+
+
+def no_mask_and_a_cache(kwargs, batch):
+    kwargs |= {"attention_mask": None, "use_cache": True}
+
+
+def mask_of_ones(kwargs, batch):
+    kwargs["attention_mask"] = torch.ones_like(batch["segments"])
+
+
+def zeros_and_ones_added(kwargs, batch):
+    kwargs["attention_mask"] = kwargs["attention_mask"].to(torch.float64)
+
+
+def truth_values_added(kwargs, batch):
+    kwargs["attention_mask"] = kwargs["attention_mask"] == 0
+
+
+MISTAKES = [
+    ("llava", "sdpa", zeros_and_ones_added, 0.1),
+    ("llava", "eager", truth_values_added, 0.1),
+    ("llava", "sdpa", no_mask, 0.1),
+    ("llava", "eager", no_mask, 0.1),
+    ("llava", "sdpa", no_mask_and_a_cache, 1e-3),
+    ("llava", "sdpa", mask_of_ones, 1e-3),
+    ("llava", "eager", mask_of_ones, 1e-3),
+    ("llava", "sdpa", siblings_seen, 1e-3),
+    *[(family, "sdpa", not_restarted, 1e-4) for family in FAMILIES],
+    ("qwen2_5_vl", "sdpa", only_one_axis_goes_on, 1e-4),
+    ("qwen3_vl", "sdpa", only_one_axis_goes_on, 1e-4),
+]
+
+
+@pytest.mark.parametrize("family, attention, mistake, at_least", MISTAKES)
+def test_every_silent_mistake_is_seen(family, attention, mistake, at_least):
+    policy, processor = policy_of(family, torch.float64, attention)
+    rows = ragged_rows()
+    plain = measured(policy, make_batch(processor, rows, packed=False))
+    batch = make_batch(processor, rows, packed=True)
+
+    def interfere(module, args, kwargs):
+        mistake(kwargs, batch)
+        return args, kwargs
+
+    handle = branches.inner_model(policy).register_forward_pre_hook(interfere, with_kwargs=True)
+    wrong = measured(policy, batch)
+    handle.remove()
+    values, gradients = distance(wrong, plain)
+    assert torch.isfinite(wrong[0]).all() and torch.isfinite(wrong[1]).all()
+    assert gradients > at_least >= 1e3 * 1e-7
+    assert values > 1e-7  # the log-probs alone would tell too, at 1e-12
+    right = distance(measured(policy, batch), plain)
+    assert right[1] < 1e-5 < gradients
+
+
+def test_first_token_predicted_by_a_sibling_is_seen(monkeypatch):
+    policy, processor = policy_of("llava")
+    rows, stock = ragged_rows(), branches.predictors
+    monkeypatch.setattr(branches, "predictors", lambda s: (*stock(s)[:2], stock(s)[1] - 1))
+    values, gradients = packed_against_plain(policy, processor, rows)
+    assert values > 1e-3 and gradients > 1e-3
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def refused(model, match):
+    with pytest.raises(BadInput, match=match) as refusal:
+        branches.check_exact(model)
+    assert "packed=False" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_not_known_to_be_exact_is_refused_and_runs_unpacked_on_request():
+    model, processor = tiny_llava()
+    branches.check_exact(model)
+    text = model.config.text_config
+    model.config.model_type = "gemma3"
+    refused(model, "model family 'gemma3'")
+    rows = ragged_rows(1)
+    with pytest.raises(BadInput, match="gemma3"):
+        logps.response_logps(model, processor, rows, KINDS)
+    assert torch.isfinite(logps.response_logps(model, processor, rows, KINDS, packed=False)["chosen"]).all()
+    model.config.model_type = "llava"
+    text.rope_parameters = {**text.rope_parameters, "rope_type": "dynamic"}
+    refused(model, "rope type 'dynamic'")
+    text.rope_parameters = {**text.rope_parameters, "rope_type": "default"}
+    text.layer_types = ["full_attention", "sliding_attention"]
+    refused(model, "sliding attention")
+    text.layer_types = None
+    text._attn_implementation = "flash_attention_2"
+    refused(model, "flash_attention_2")
