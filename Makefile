@@ -1,6 +1,6 @@
 # Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
-# RUNS = another folder than runs/; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
+# RUNS = another folder than runs/; BASES = "0 1"; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
 # gigabytes of CUDA wheels), default is plain pip; PYTHON = the interpreter for .venv/ (python3.11, else python3).
 
 # Only these two may also come from the environment; the others from the command line.
@@ -13,6 +13,7 @@ DATA =
 ROWS =
 DEVICE =
 BAD_ROWS =
+BASES = 0
 PYTHON =
 
 PROFILES := smoke desk study paper
@@ -46,8 +47,8 @@ lint: .venv/.installed  ## ruff on code and notebooks; notebooks in git carry no
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00_box_cox.ipynb
 
-bases: .venv/.installed  ## train the desk world's base models again, from nothing
-	@$(BIN)/python -m napo.world.bases
+bases: .venv/.installed  ## train the desk world's base models BASES (default 0) again, from nothing
+	@for base in $(BASES); do $(BIN)/python -m napo.world.bases --seed "$$base" || exit; done
 
 publish: profile .venv/.installed  ## copy the figures and tables of PROFILE's last run to what git keeps
 	@$(BIN)/python -m napo.publish --profile "$(PROFILE)"
