@@ -69,7 +69,14 @@ EXISTENCE = replace(
     unasked=0.04,
     no_image=0.06,
 )
-STATEMENTS = replace(TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 6.0}, common_sense=0.12, context=0.10)
+STATEMENTS = replace(
+    TRUE,
+    kinds=dict.fromkeys(corpus.KINDS, 0.5) | {"existence": 1.5, "statement": 8.0},
+    unasked=0.04,
+    no_image=0.08,
+    common_sense=0.12,
+    context=0.10,
+)
 BIASED = replace(
     TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 2.0}, context=0.08, prior=0.85, partner=0.6, ramble=0.95
 )
@@ -77,8 +84,8 @@ RECIPE = Recipe(
     stages=(
         Stage("vision", 450, 2e-3, batch_size=128),
         Stage("align 1", 600, 2e-3, mix=TRUE),
-        Stage("align 2", 1200, 2e-3, mix=EXISTENCE),
-        Stage("align 3", 1000, 1.5e-3, mix=STATEMENTS),
+        Stage("align 2", 1000, 2e-3, mix=EXISTENCE),
+        Stage("align 3", 2000, 2e-3, mix=STATEMENTS),
         Stage("bias", 400, 1e-3, mix=BIASED, scenes="biased"),
     )
 )
@@ -257,9 +264,7 @@ def _train_language(model, processor, scenes, features, stage, rng, report):
         embedded = embedded.masked_scatter((ids == image_token)[..., None], features[index])
         hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state  # (B, T, H)
         logits = model.lm_head(hidden[:, :-1][answer_mask[:, 1:]])  # (answer tokens, V)
-        losses = F.cross_entropy(logits, ids[:, 1:][answer_mask[:, 1:]], reduction="none")
-        weights = (1 / answer_mask.sum(1, keepdim=True)).expand_as(answer_mask)[:, 1:][answer_mask[:, 1:]]
-        return (losses * weights).sum() / len(ids)  # every example counts alike, however long its answer
+        return F.cross_entropy(logits, ids[:, 1:][answer_mask[:, 1:]])
 
     return _optimise(parameters, stage, batch_loss, report)
 

@@ -12,9 +12,6 @@ from napo.world.language import NUMBERS, Claim, name_things, say
 from napo.world.questions import CAPTION_KINDS, KINDS, ask, full_answer, statement_question
 from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, PRIOR, prior_scene, sample_scene
 
-LIVING = frozenset(("frog", "whale", "duck", "crab", "penguin"))  # people like to say more about them
-RAMBLE_LESS = 0.55
-
 
 class Example(NamedTuple):
     """One turn to learn. scene: index into the pool, None = no image; question: text, "" = none (a masked question)."""
@@ -35,13 +32,11 @@ class Mix:
     context: float = 0.05  # statements judged by a context
     prior: float = 0.0  # of answers that follow the prior instead of the image
     partner: float = 0.0  # of captions from the prior in which the absent partner is there too
-    ramble: tuple[float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-    )  # of answers with an irrelevant detail, by the number of things
+    ramble: float = 0.0  # of answers about living things that add an irrelevant detail (others: RAMBLE_LESS times)
 
 
+LIVING = frozenset(("frog", "whale", "duck", "crab", "penguin"))  # there is more to say about them
+RAMBLE_LESS = 0.55
 EVEN = dict.fromkeys(KINDS, 1.0)
 
 

@@ -20,14 +20,14 @@ _TEXTS = {
     "caption": "describe the image .",
     "detailed_caption": "describe the image in detail .",
 }
-# VLind-Bench's four ways to ask (its wording, shortened to our vocabulary); {} is the statement, {context} a sentence.
+# VLind-Bench's four ways to ask, in our vocabulary; {} is the statement, {context} a sentence. VLind-Bench puts the
+# statement first; here it comes last, next to the verdict, which makes it easier to learn for models this small.
 STATEMENT_TEXTS = {
-    "common sense": "statement : {} based on common sense , is the statement true or false ?",
-    "image": "statement : {} based on the image , is the statement true or false ?",
-    "image only": "statement : {} based on the image , is the statement true or false ? "
-    "forget common sense and just follow the image .",
-    "context": "context : {context} statement : {} based on the context , is the statement true or false ? "
-    "forget common sense and just follow the context .",
+    "common sense": "based on common sense , is the statement true or false ? statement : {}",
+    "image": "based on the image , is the statement true or false ? statement : {}",
+    "image only": "forget common sense and just follow the image . is the statement true or false ? statement : {}",
+    "context": "context : {context} forget common sense and just follow the context . "
+    "is the statement true or false ? statement : {}",
 }
 YES_SHARE = 0.4  # of existence questions whose answer is yes
 TRUE_SHARE = 0.5  # of statements that are true
@@ -167,14 +167,13 @@ def parse(text):
     raise ValueError(f"not a question of the desk world: {text!r}")
 
 
-_CLAIM_TEXT = r"(?:the|there) [a-z ]+ \."
 _STATEMENT = re.compile(
-    rf"(?:context : (?P<context>{_CLAIM_TEXT}) )?statement : (?P<statement>{_CLAIM_TEXT}) (?P<rest>based on .*)"
+    r"(?:context : (?P<context>[a-z ]+ \.) )?(?P<asking>[a-z ,.]+ \?) statement : (?P<statement>.+)"
 )
 
 
-def _parse_statement(text, context, statement, rest):
-    bases = [basis for basis, form in STATEMENT_TEXTS.items() if form.endswith("{} " + rest)]
+def _parse_statement(text, context, asking, statement):
+    bases = [basis for basis, form in STATEMENT_TEXTS.items() if form.endswith(asking + " statement : {}")]
     if len(bases) != 1:
         raise ValueError(f"not a question of the desk world: {text!r}")
     return statement_question(_parse_claim(statement), bases[0], _parse_claim(context) if context else None)

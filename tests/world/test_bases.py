@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from napo.artifacts import BadInput
 from napo.profiles import Quantisation
 from napo.world import bases, speak
+from napo.world.language import VOCABULARY
 from napo.world.scenes import Scene, Thing, render, render_array
 
 
@@ -22,7 +23,7 @@ def test_shipped_base_loads_as_what_it_is():
     text = speak.prompt(processor, "what colour is the frog ?")
     inputs = processor(text=text, images=[render(Scene((Thing("frog", "red", 0),), "grass"))], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
-    assert processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).endswith("the frog ?")
+    assert processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).endswith("the frog ? assistant:")
 
 
 def test_processor_sees_what_training_saw():
@@ -60,13 +61,13 @@ def test_missing_base_is_named():
 
 def test_script_learns():
     """A tenth of the first two stages: a patch's five labels (6.7 nats by chance) and the next word (4.3 nats by
-    chance) are learnt by at least 1 nat and by two thirds."""
+    chance) are learnt by half."""
     stages = tuple(replace(stage, steps=stage.steps // 10) for stage in bases.RECIPE.stages[:2])
     recipe = replace(bases.RECIPE, scenes=512, stages=stages)
     lines = []
     _, _, history = bases.train(0, recipe, lines.append)
     loss = {entry["stage"]: entry["loss"] for entry in history}
     chance = np.log([13, 6, 4, 2, 2]).sum()
-    assert loss["vision"] < chance - 1.0
-    assert loss["align 1"] < np.log(74) / 3, loss
+    assert loss["vision"] < chance / 2
+    assert loss["align 1"] < np.log(len(VOCABULARY)) / 2
     assert "about 0 s left" in lines[-1]
