@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import geometry as geometries  # noqa: E402
 
-from napo import circumstances, logps, packing  # noqa: E402
+from napo import artifacts, circumstances, logps, packing  # noqa: E402
 from napo.profiles import KINDS, REJECTED_KINDS, Lora  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -252,7 +252,7 @@ def compare(args, geometry, tokens, names):
     record |= {"time": summary(timed(contestants, args.repeats, args.device))}
     del contestants
     gc.collect()
-    if not args.no_memory:
+    if tokens in args.memory_tokens:
         record["memory_with_checkpointing"] = {
             name: memory_in_a_fresh_process(args, geometry, tokens, name) for name in names
         }
@@ -266,9 +266,9 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--without", nargs="+", default=[], choices=NAMES[1:])
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-tokens", nargs="*", type=json.loads, default=[100], help="lengths to take peaks at")
     parser.add_argument("--memory-of", choices=NAMES, help="print one peak and stop")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/engine-<device>.json")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for engine-<geometry>-<device>.json")
     return parser.parse_args()
 
 
@@ -287,22 +287,20 @@ def main():
         print(
             "TRL is not installed, so it is left out (pip install 'trl==1.16.*' --no-deps --target DIR, PYTHONPATH=DIR)"
         )
-    output = args.output or RESULTS / f"engine-{args.device}.json"
-    report = {
-        "machine": {"processor": circumstances.device(), "platform": platform.platform(), "device": args.device},
-        "threads": torch.get_num_threads(),
-        "trl": trl or "not installed: not run",
-        **circumstances.circumstances(ROOT),
-        "records": [],
-    }
     for geometry in args.geometry:
+        output = args.results / f"engine-{geometry}-{args.device}.json"
+        report = {
+            "machine": {"processor": circumstances.device(), "platform": platform.platform(), "device": args.device},
+            "threads": torch.get_num_threads(),
+            "trl": trl or "not installed: not run",
+            **circumstances.circumstances(ROOT),
+            "records": [],
+        }
         for tokens in args.tokens:
-            record = compare(args, geometry, tokens, names)
-            report["records"].append(record)
-            show(record)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {output}")
+            report["records"].append(compare(args, geometry, tokens, names))
+            show(report["records"][-1])
+            artifacts.write_json(report, output)
+        print(f"written: {output}")
 
 
 def show(record):

@@ -6,6 +6,8 @@ prompt's last as if it stood there alone. Four mistakes give a finite loss and w
 """
 
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from napo.artifacts import BadInput
 
@@ -68,6 +70,28 @@ def mask(segments, attention, dtype):
     if attention == "eager":
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
     raise ValueError(f"no mask for attention implementation {attention!r}")
+
+
+def sdpa_with_branches(module, query, key, value, attention_mask, branches_from=None, **settings):
+    """transformers' sdpa attention, with less work where a caller says where branches begin.
+
+    branches_from  the first query that may belong to a response in any row: the queries before it are all prompt, and
+                   plainly causal, so they need no mask and never look at the later keys. None: exactly the stock one
+    query, key, value (B, heads, S, dim); returns ((B, S, heads, dim), None)
+    """
+    if branches_from is None or attention_mask is None or not module.is_causal:  # vision towers see it in some families
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    settings.pop("is_causal", None)
+    first, rest = slice(branches_from), slice(branches_from, None)
+    of_prompt = (query[:, :, first], key[:, :, first], value[:, :, first])
+    prompt, _ = sdpa_attention_forward(module, *of_prompt, None, is_causal=True, **settings)
+    others, _ = sdpa_attention_forward(
+        module, query[:, :, rest], key, value, attention_mask[:, :, rest], is_causal=False, **settings
+    )
+    return torch.cat([prompt, others], dim=1), None
+
+
+AttentionInterface.register("sdpa", sdpa_with_branches)
 
 
 def positions(model, batch):

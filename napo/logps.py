@@ -53,13 +53,13 @@ def packed_sums(model, batch):
     branches.check_exact(model)
     causal_lm, segments = branches.causal_lm(model), batch["segments"]  # (B, S)
     attention = causal_lm.config.get_text_config()._attn_implementation
-    images = {name: tensor for name, tensor in batch.items() if name not in PACKED_ONLY}
+    others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; where branches begin
     hidden = causal_lm.model(
         input_ids=batch["input_ids"],
         attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype),
         position_ids=branches.positions(model, batch),
         use_cache=False,
-        **images,
+        **others,
     ).last_hidden_state  # (B, S, H)
     assert hidden.shape[:2] == segments.shape
     row, position, predictor = branches.predictors(segments)

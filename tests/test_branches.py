@@ -16,6 +16,8 @@ from packed_and_plain import (
 )
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_llava
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from napo import branches, logps, models, packing
@@ -100,6 +102,32 @@ def test_packed_equals_plain_in_four_bits(attention):
     policy = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)).train()
     values, gradients = packed_against_plain(policy, processor, ragged_rows())
     assert values <= 1e-5 and gradients <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_attend_without_a_mask_in_every_family(monkeypatch, family):
+    """Half of the attention's work: the queries that are prompt in every row take the causal path, and nothing else."""
+    policy, processor = policy_of(family)
+    batch, calls, stock = make_batch(processor, ragged_rows(), packed=True), [], branches.sdpa_attention_forward
+
+    def spy(module, query, key, value, mask, **settings):
+        if module.is_causal:
+            calls.append((query.shape[2], key.shape[2], mask is None))
+        return stock(module, query, key, value, mask, **settings)
+
+    monkeypatch.setattr(branches, "sdpa_attention_forward", spy)
+    measured(policy, batch)
+    shortest, length = (batch["segments"] == 0).sum(1).min().item(), batch["segments"].shape[1]
+    assert calls == [(shortest, shortest, True), (length - shortest, length, False)] * 2  # layers
+
+
+def test_attention_of_everybody_else_is_the_stock_one(monkeypatch):
+    model, processor = tiny_llava(seed=1)
+    batch = make_batch(processor, ragged_rows(), packed=False)
+    with torch.no_grad():
+        ours = logps.plain_logps(model, batch)
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", sdpa_attention_forward)
+        assert torch.equal(logps.plain_logps(model, batch), ours)
 
 
 @pytest.mark.parametrize("n_rows, n_kinds", [(1, 1), (1, 4), (2, 2), (5, 3)])
