@@ -96,7 +96,7 @@ class Lora:
 
     r: int = 8
     alpha: int = 16
-    targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    targets: str = r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj"  # two names of one thing
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""Training, the reference store and margins take the packed path unless told otherwise, and learn the same by both."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from packed_and_plain import make_batch, policy_of, ragged_rows
+from test_packing import make_row
+from tiny_families import tiny_family
+from tiny_models import tiny_llava
+
+from napo import branches, logps, packing, train
+from napo.artifacts import BadInput
+from napo.profiles import KINDS, METHODS, PROFILES, Lora, Training
+
+TRAINING = Training(beta=0.5, learning_rate=0.1, epochs=2, batch_size=3, optimizer="sgd", max_length=256)
+
+
+def fit(family, folder, training=TRAINING, method="napo_paper"):
+    """(adapter's weights as one vector, logged steps) of a short training on six ragged rows."""
+    model, processor = tiny_llava(seed=1) if family == "llava" else tiny_family(family)
+    rows = ragged_rows(6)
+    reference = logps.measure(model, processor, rows, KINDS, 2, packed=training.packed)
+    policy, steps = train.fit(
+        model, processor, rows, reference, METHODS[method], training, Lora(r=4), seed=0, checkpoints=folder
+    )
+    return torch.cat([p.detach().flatten() for p in policy.parameters() if p.requires_grad]), steps
+
+
+def test_packed_is_what_every_profile_trains_with():
+    assert all(profile.training.packed for profile in PROFILES.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_both_paths_learn_the_same(tmp_path, checkpointing):
+    training = replace(TRAINING, gradient_checkpointing=checkpointing)
+    packed, steps = fit("llava", tmp_path / "packed", training)
+    plain, plain_steps = fit("llava", tmp_path / "plain", replace(training, packed=False))
+    assert len(steps) == len(plain_steps) == 4
+    for one, other in zip(steps, plain_steps, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    assert (packed - plain).norm() < 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize("family", [name for name in branches.FAMILIES if name != "llava"])
+def test_every_family_trains_packed_and_starts_at_the_known_loss(tmp_path, family):
+    _, steps = fit(family, tmp_path / "c", replace(TRAINING, epochs=1, batch_size=6, learning_rate=1e-3), "dpo_all")
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_training_computes_each_row_as_one_sequence(tmp_path, monkeypatch):
+    seen, stock = [], logps.packed_sums
+    monkeypatch.setattr(
+        logps, "packed_sums", lambda m, batch: seen.append(batch["input_ids"].shape[0]) or stock(m, batch)
+    )
+    monkeypatch.setattr(logps, "plain_logps", None)
+    fit("llava", tmp_path / "c", replace(TRAINING, epochs=1), "dpo_all")
+    assert seen == [2, 2, 2, 3, 3]  # the reference in batches of 2, then two steps of 3 rows
+
+
+def test_a_model_that_is_not_known_to_be_exact_is_refused_before_any_step_and_trains_unpacked(tmp_path, monkeypatch):
+    monkeypatch.delitem(branches.FAMILIES, "llava")
+    unpacked = replace(TRAINING, packed=False, epochs=1)
+    _, steps = fit("llava", tmp_path / "plain", unpacked)
+    assert len(steps) == 2
+    model, processor = tiny_llava(seed=1)
+    with pytest.raises(BadInput, match="model family 'llava'.*packed=False"):
+        train.fit(
+            model,
+            processor,
+            [make_row()],
+            None,
+            METHODS["sft"],
+            TRAINING,
+            Lora(r=4),
+            seed=0,
+            checkpoints=tmp_path / "c",
+        )
+    assert not (tmp_path / "c").exists()
+
+
+def test_gradients_pass_through_ddp(tmp_path):
+    """DDP sees one forward of the module that holds everything, so its gradients are the bare module's."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        policy, processor = policy_of("llava", torch.float32)
+        batch = make_batch(processor, ragged_rows(), packed=True)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        logps.ResponseLogps(policy)(**batch).sum().backward()
+        bare = [p.grad.clone() for p in trained]
+        policy.zero_grad()
+        wrapped = torch.nn.parallel.DistributedDataParallel(logps.ResponseLogps(policy))
+        wrapped(**batch).sum().backward()
+        for parameter, expected in zip(trained, bare, strict=True):
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-7)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_answers_that_reach_the_limit_are_cut_alike_in_both_paths():
+    model, processor = tiny_llava(seed=1)
+    rows = ragged_rows(3)
+    longest = max(len(packing.encode(row, processor, ())["prompt_ids"]) for row in rows)
+    with torch.no_grad():
+        packed, plain = (
+            logps.response_logps(model, processor, rows, KINDS, packed=packed, max_length=longest + 4)
+            for packed in (True, False)
+        )
+    for kind in KINDS:
+        torch.testing.assert_close(packed[kind], plain[kind], rtol=1e-5, atol=0)
