@@ -27,7 +27,7 @@ PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)")
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lint lab bases publish clean profile
+.PHONY: help reproduce test lint lab bench bases publish clean profile
 
 help:  ## what can be made, and the variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,12 +40,16 @@ test: .venv/.installed  ## run the tests (TEST_WORKERS processes, default 2)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(TEST_WORKERS) --dist worksteal
 
 lint: .venv/.installed  ## ruff on code and notebooks; notebooks in git carry no output
-	@$(BIN)/ruff check napo tests notebooks
-	@$(BIN)/ruff format --check napo tests notebooks
+	@$(BIN)/ruff check napo tests notebooks benchmarks
+	@$(BIN)/ruff format --check napo tests notebooks benchmarks
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00_box_cox.ipynb
+
+bench: .venv/.installed  ## time and memory of a training step beside others'; results and a figure in benchmarks/results/
+	@$(BIN)/python benchmarks/engine.py
+	@$(BIN)/python benchmarks/figure.py
 
 bases: .venv/.installed  ## train the desk world's base models BASES (default 0) again, from nothing
 	@for base in $(BASES); do $(BIN)/python -m napo.world.bases --seed "$$base" || exit; done

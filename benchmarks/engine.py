@@ -21,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from copy import deepcopy
@@ -98,7 +99,7 @@ def trl_step(model, processor, row, geometry, checkpointing):
     trainer = trl.DPOTrainer(
         model=model,
         args=trl.DPOConfig(
-            output_dir=str(RESULTS / ".trl"),
+            output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=len(pairs),
             gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,

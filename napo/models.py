@@ -121,6 +121,12 @@ class LoadOnce:
         return self.loaded
 
 
+def skeleton(name, revision=None):
+    """A model as its configuration says, every module in place and no weights."""
+    with init_empty_weights():
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name, revision=revision))
+
+
 def four_bit_config(name, quantisation, revision=None):
     """bitsandbytes' settings: NF4 for the language model only.
 
@@ -128,14 +134,12 @@ def four_bit_config(name, quantisation, revision=None):
     head: a bare "vision_tower" would be ignored silently and the head quantised. So the list is read off the model
     itself, without weights.
     """
-    with init_empty_weights():
-        skeleton = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name, revision=revision))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=quantisation.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quantisation.compute_dtype),
-        llm_int8_skip_modules=outside_language_model(skeleton),
+        llm_int8_skip_modules=outside_language_model(skeleton(name, revision)),
     )
 
 

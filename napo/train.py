@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from napo import artifacts, branches, data, logps, models, noise, packing
+from napo import artifacts, branches, data, logps, memory, models, noise, packing
 from napo.artifacts import BadInput
 from napo.objective import objective
-from napo.profiles import METHODS
+from napo.profiles import KINDS, METHODS
 
 MODULES = ("train",)
 START_TOLERANCE = logps.TOLERANCE
@@ -282,6 +282,10 @@ def cell_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
+    if profile.device == "cuda":
+        predicted = memory.plan(profile, cell.base, rows, KINDS)
+        memory.check_fits(predicted, memory.available("cuda"))
+        print(f"memory predicted: {memory.describe(predicted)}; {memory.gib(predicted['total'])} in all")
     model, processor = models.load_base(profile, cell.base)
     reference = logps.load_reference(reference_path, model, processor, rows, profile)
     policy, steps = fit(
@@ -298,6 +302,9 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         device=profile.device,
         dtype=profile.quantisation.dtype,
     )
+    if profile.device == "cuda":
+        peak = memory.gib(torch.cuda.max_memory_allocated())
+        print(f"memory measured: {memory.describe(memory.measured(policy))}; {peak} at the peak")
     policy.save_pretrained(str(path))
     steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
     (path / "steps.jsonl").write_text(steps_text)

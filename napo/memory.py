@@ -1,0 +1,124 @@
+"""How much memory a training will need, from the model's configuration alone, to print beside what was measured.
+
+Weights, adapter and optimizer are counted exactly. Activations are what autograd keeps of a LLaMA-like layer with LoRA
+on its seven linear layers, per token: about 12 vectors of the hidden size and 4 of the feed-forward size; with gradient
+checkpointing one vector a layer and one layer in full. tests/test_memory.py holds them against what torch really keeps.
+"""
+
+import re
+
+import torch
+from transformers import AutoProcessor
+
+from napo import models, packing
+from napo.artifacts import BadInput
+from napo.head import CHUNK_ELEMENTS
+
+FOUR_BITS = 0.5 + 1 / 64 * 4  # bytes a weight: NF4 and one float32 scale for each block of 64
+FOUR_BITS_DOUBLE = 0.5 + 1 / 64 * (1 + 4 / 256)  # the scales themselves in 8 bits, with a float32 for each 256
+HIDDEN_KEPT, FEED_FORWARD_KEPT = 12, 4
+ADAM_BYTES = 4 + 4 + 4  # gradient and two moments of a trained weight
+
+
+def predict(skeleton, quantisation, lora, training, tokens):
+    """Bytes that a training will hold, before anything is loaded: dict weights, adapter, optimizer, activations, total.
+
+    skeleton  the model without weights (`models.skeleton`), or with them
+    tokens    of one micro-batch as the decoder reads them: batch_size x (prompt + all responses), if packed
+    """
+    decoder, size = skeleton.get_decoder(), getattr(torch, quantisation.dtype).itemsize
+    in_decoder = {f"{name}.weight" for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    four_bits = FOUR_BITS_DOUBLE if quantisation.double_quant else FOUR_BITS
+    linear = sum(p.numel() for name, p in decoder.named_parameters() if name in in_decoder)
+    others = sum(p.numel() for p in skeleton.parameters()) - linear
+    trained = adapter_parameters(skeleton, lora)
+    parts = {
+        "weights": others * size + linear * (four_bits if quantisation.four_bit else size),
+        "adapter": trained * 4,
+        "optimizer": trained * ADAM_BYTES,
+        "activations": activations(skeleton.config.get_text_config(), quantisation, training, tokens),
+    }
+    parts = {name: round(value) for name, value in parts.items()}
+    return parts | {"total": sum(parts.values())}
+
+
+def plan(profile, base, rows, kinds, n_rows=32):
+    """`predict` for a profile's training on these rows, of which the first few are measured; no weights are read."""
+    name = models.source(profile, base)
+    processor = AutoProcessor.from_pretrained(name, revision=profile.revision)
+    some = [rows[i] for i in range(min(n_rows, len(rows)))]
+    encoded = [packing.encode(row, processor, kinds, profile.training.max_length) for row in some]
+    skeleton = models.skeleton(name, profile.revision)
+    tokens = tokens_of(encoded, kinds, profile.training)
+    return predict(skeleton, profile.quantisation, profile.lora, profile.training, tokens)
+
+
+def adapter_parameters(skeleton, lora):
+    """Number of trained weights: r x (inputs + outputs) of every layer that the targets match."""
+    return sum(
+        lora.r * (module.in_features + module.out_features)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(lora.targets, name)
+    )
+
+
+def activations(text_config, quantisation, training, tokens):
+    """Bytes that forward and backward hold above the weights at their peak."""
+    hidden, layers = text_config.hidden_size, text_config.num_hidden_layers
+    size = getattr(torch, quantisation.dtype).itemsize
+    layer = tokens * (HIDDEN_KEPT * hidden + FEED_FORWARD_KEPT * text_config.intermediate_size) * size
+    head = 2 * 4 * max(CHUNK_ELEMENTS, text_config.vocab_size)  # logits and their softmax of one chunk
+    if training.gradient_checkpointing:
+        return layers * tokens * hidden * size + max(layer, head)
+    return layers * layer + head
+
+
+def tokens_of(encoded_rows, kinds, training):
+    """Tokens of the largest micro-batch of these encoded rows: the longest row's, times the rows in it."""
+    if training.packed:
+        lengths = [len(row["prompt_ids"]) + sum(len(row["responses"][kind]) for kind in kinds) for row in encoded_rows]
+        return training.batch_size * max(lengths)
+    lengths = [len(row["prompt_ids"]) + len(row["responses"][kind]) for row in encoded_rows for kind in kinds]
+    return training.batch_size * len(kinds) * max(lengths)
+
+
+def check_fits(predicted, available):
+    """Raises BadInput where a prediction (dict of `predict`) exceeds the bytes at hand, before hours are spent."""
+    if predicted["total"] > available:
+        raise BadInput(
+            f"this training needs about {gib(predicted['total'])} and {gib(available)} are free: "
+            f"{describe(predicted)}; lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
+        )
+
+
+def available(device):
+    """Free bytes of the GPU, or of this machine's memory."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    with open("/proc/meminfo") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def measured(model):
+    """Bytes of a loaded model as stored: dict weights, adapter."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    held = sum(p.numel() * p.element_size() + scales(p) for p in model.parameters())
+    return {"weights": held - trained, "adapter": trained}
+
+
+def scales(parameter):
+    """Bytes of a 4-bit weight's scales, which lie beside it; 0 for any other."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return 0
+    tensors = [state.absmax, *((state.state2.absmax,) if state.nested else ())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def gib(n_bytes):
+    return f"{n_bytes / 2**30:.2f} GiB"
+
+
+def describe(parts):
+    """One line of a prediction or measurement."""
+    return ", ".join(f"{name} {gib(value)}" for name, value in parts.items() if name != "total")
