@@ -3,7 +3,9 @@
 Four ways to forward and backward of LoRA for one row with an image, a question and four answers:
 packed   one sequence with branches (this kit), log-probs at answer positions through the chunked head
 authors  four full sequences, full logits, log-softmax at every position (the authors' scheme); no reference pass
-trl      trl.DPOTrainer.training_step on the three pairs, with the reference pass that it makes for images
+trl      trl.DPOTrainer.training_step on the three pairs, with the reference pass that it makes for images. Without
+         Triton, so on a CPU, TRL 1.16 scores every position, not only the answers
+trl_answers  the same made to score answer positions only, as TRL does on a GPU: the fairer comparison on a CPU
 limit    the bare forward and backward of the unique tokens: the same sequence as packed, plain causal attention, no
          output head (a lower bound that no exact scheme can reach, as log-probs need the head)
 and `limit_head`, the same with logits and cross entropy at as many positions as there are answer tokens.
@@ -41,7 +43,8 @@ from napo.profiles import KINDS, REJECTED_KINDS, Lora  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 RAGGED = (100, 20, 60, 200)
-NAMES = ("packed", "authors", "trl", "limit", "limit_head")
+NAMES = ("packed", "authors", "trl", "trl_answers", "limit", "limit_head")
+TRL = ("trl", "trl_answers")
 
 
 def loss_of(values):
@@ -84,9 +87,10 @@ def limit_step(policy, processor, row, head=False):
     return step
 
 
-def trl_step(model, processor, row, geometry, checkpointing):
+def trl_step(model, processor, row, geometry, checkpointing, answers_only=False):
     """TRL's own trainer on the same base (a copy: it patches the model), its own LoRA, collator and training step."""
     import trl
+    import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
 
@@ -116,12 +120,19 @@ def trl_step(model, processor, row, geometry, checkpointing):
         ),
     )
     trainer.create_optimizer()
+    if checkpointing:  # as Trainer.train does when it begins
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    stock = trl.trainer.utils._use_triton
     batch = trainer.data_collator([dict(pair) for pair in pairs])
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
 
     def step():
-        trainer.training_step(trainer.model, dict(batch))
+        trl.trainer.utils._use_triton = (lambda device: True) if answers_only else stock  # decides which positions
+        try:
+            trainer.training_step(trainer.model, dict(batch))
+        finally:
+            trl.trainer.utils._use_triton = stock
         trainer.model.zero_grad(set_to_none=True)
 
     return step
@@ -139,8 +150,10 @@ def steps(geometry, tokens, device, names, checkpointing=False):
     """dict name -> callable that does one step and leaves no gradient behind."""
     model, processor = geometries.build(geometry, device)
     row, out = geometries.row(tokens), {}
-    if "trl" in names:
-        out["trl"] = trl_step(deepcopy(model), processor, row, geometry, checkpointing)
+    for name in TRL:
+        if name in names:
+            copy = deepcopy(model)
+            out[name] = trl_step(copy, processor, row, geometry, checkpointing, answers_only=name == "trl_answers")
     policy = geometries.policy(model, geometry, checkpointing)
     makers = {
         "packed": packed_step,
@@ -156,7 +169,7 @@ def steps(geometry, tokens, device, names, checkpointing=False):
 
         return run
 
-    out |= {name: cleared(makers[name](policy, processor, row)) for name in names if name != "trl"}
+    out |= {name: cleared(makers[name](policy, processor, row)) for name in names if name not in TRL}
     return {name: out[name] for name in names}
 
 
@@ -282,7 +295,7 @@ def main():
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda, and torch sees no GPU")
-    names = [name for name in NAMES if name not in args.without and (name != "trl" or has_trl())]
+    names = [name for name in NAMES if name not in args.without and (name not in TRL or has_trl())]
     trl = importlib.metadata.version("trl") if has_trl() else None
     if trl is None:
         print(

@@ -14,7 +14,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 LABELS = {
     "packed": "packed (this kit)",
     "authors": "authors' scheme",
-    "trl": "TRL's DPOTrainer",
+    "trl_answers": "TRL's DPOTrainer, answer positions",
+    "trl": "TRL's DPOTrainer as on this machine",
     "limit_head": "limit with head",
     "limit": "limit, no head",
 }
