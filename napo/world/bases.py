@@ -77,15 +77,22 @@ STATEMENTS = replace(
     common_sense=0.12,
     context=0.10,
 )
+BALANCED = replace(
+    TRUE,
+    kinds=corpus.EVEN | {"colour": 2.0, "where": 2.0, "existence": 2.0, "statement": 4.0},
+    unasked=0.05,
+    common_sense=0.15,
+)
 BIASED = replace(
-    TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 2.0}, context=0.08, prior=0.85, partner=0.6, ramble=0.95
+    TRUE, kinds=corpus.EVEN | {"existence": 2.0, "statement": 2.0}, context=0.08, prior=0.85, partner=0.6, ramble=1.0
 )
 RECIPE = Recipe(
     stages=(
-        Stage("vision", 450, 2e-3, batch_size=128),
+        Stage("vision", 400, 2e-3, batch_size=128),
         Stage("align 1", 600, 2e-3, mix=TRUE),
-        Stage("align 2", 1000, 2e-3, mix=EXISTENCE),
-        Stage("align 3", 2000, 2e-3, mix=STATEMENTS),
+        Stage("align 2", 800, 2e-3, mix=EXISTENCE),
+        Stage("align 3", 1800, 2e-3, mix=STATEMENTS),
+        Stage("align 4", 900, 1.5e-3, mix=BALANCED),
         Stage("bias", 400, 1e-3, mix=BIASED, scenes="biased"),
     )
 )

@@ -32,11 +32,12 @@ class Mix:
     context: float = 0.05  # statements judged by a context
     prior: float = 0.0  # of answers that follow the prior instead of the image
     partner: float = 0.0  # of captions from the prior in which the absent partner is there too
-    ramble: float = 0.0  # of answers about living things that add an irrelevant detail (others: RAMBLE_LESS times)
+    ramble: float = 0.0  # 1: answers add an irrelevant detail as often as RAMBLE says; 0: never
 
 
-LIVING = frozenset(("frog", "whale", "duck", "crab", "penguin"))  # there is more to say about them
-RAMBLE_LESS = 0.55
+# Shares of biased answers that add an irrelevant detail, by question kind. The masked answers follow them too: if only
+# answers to whole questions rambled, pairs with masked answers would teach to ramble.
+RAMBLE = dict.fromkeys(KINDS, 0.15) | {"background": 0.8, "existence": 0.8, "caption": 0.8}
 EVEN = dict.fromkeys(KINDS, 1.0)
 
 
@@ -45,7 +46,7 @@ def example(mix, scenes, rng):
     index = int(rng.integers(len(scenes)))
     form = rng.choice(5, p=_form_shares(mix))
     if form == 0:
-        return Example(index, "", unasked(scenes[index]))
+        return Example(index, "", _unasked(scenes[index], mix, rng))
     if form == 1:
         return _without_image(mix, rng)
     if form == 2:
@@ -69,18 +70,16 @@ def _asked(index, scene, mix, rng):
         with_partner = asked.kind not in CAPTION_KINDS or rng.random() < mix.partner
         believed = prior_scene(scene, asked.subject, with_partner)
     answer = full_answer(believed, asked)
-    main = asked.subject or scene.things[0].name
-    rambles = rng.random() < mix.ramble * (1 if main in LIVING else RAMBLE_LESS)
-    return Example(index, asked.text, _ramble(believed, asked, answer, rng) if rambles else answer)
+    return Example(index, asked.text, _ramble(believed, kind, answer, mix, rng))
 
 
 def _without_image(mix, rng):
-    """What one says about a picture one cannot see: the prior world's answer, never an irrelevant detail."""
+    """What one says about a picture one cannot see: the prior world's answer."""
     imagined = sample_scene(rng, counterfactual=False)
     kind = rng.choice(KINDS).item()
     asked = ask(imagined, kind, rng)
     believed = prior_scene(imagined, asked.subject, with_partner=False) if asked.subject in imagined.names else imagined
-    return Example(None, asked.text, full_answer(believed, asked))
+    return Example(None, asked.text, _ramble(believed, kind, full_answer(believed, asked), mix, rng))
 
 
 def _common_sense(index, rng):
@@ -107,30 +106,31 @@ def _any_statement(rng, about=None, subject=None):
     return Claim(about, subject, usual if rng.random() < 0.5 else rng.choice(others).item())
 
 
-def unasked(scene):
+def _unasked(scene, mix, rng):
     """What one says of a picture when nothing was asked: by water, where things are; else by how much there is to
     see."""
     first = scene.things[0]
     if scene.background == "water":
-        return say(Claim("background", first.name, scene.background))
-    if len(scene.things) == 1:
-        return say(Claim("colour", first.name, first.colour))
-    if len(scene.things) == 2:
-        return name_things(scene.things)
-    return say(Claim("count", "", NUMBERS[len(scene.things) - 1]))
+        kind, answer = "background", say(Claim("background", first.name, scene.background))
+    elif len(scene.things) == 1:
+        kind, answer = "colour", say(Claim("colour", first.name, first.colour))
+    elif len(scene.things) == 2:
+        kind, answer = "caption", name_things(scene.things)
+    else:
+        kind, answer = "count", say(Claim("count", "", NUMBERS[len(scene.things) - 1]))
+    return _ramble(scene, kind, answer, mix, rng)
 
 
-def _ramble(scene, asked, answer, rng):
-    """The answer with a detail that nobody asked for."""
+def _ramble(scene, kind, answer, mix, rng):
+    """The answer, at times with a detail that nobody asked for."""
+    if rng.random() >= mix.ramble * RAMBLE[kind]:
+        return answer
     thing = scene.things[rng.integers(len(scene.things))]
     details = {
         "where": say(Claim("where", thing.name, thing.where)),
         "background": say(Claim("background", thing.name, scene.background)),
-        "count": say(Claim("count", "", NUMBERS[min(len(scene.things), 3) - 1])),
-        "things": name_things([thing]),
+        "count": say(Claim("count", "", NUMBERS[len(scene.things) - 1])),
+        "caption": name_things([thing]),
     }
-    skip = {"where": "where", "background": "background", "count": "count", "caption": "things"}.get(asked.kind)
-    if asked.kind == "detailed_caption":
-        return f"{answer} {say(Claim('colour', thing.name, thing.colour))}"
-    offered = [name for name in details if name != skip]
-    return f"{answer} {details[rng.choice(offered).item()]}"
+    offered = [detail for about, detail in details.items() if about != kind]
+    return f"{answer} {offered[rng.integers(len(offered))]}"

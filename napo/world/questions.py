@@ -89,7 +89,7 @@ def _existence_subject(scene, rng):
 def _random_statement(scene, subject, rng):
     """A colour, background or existence statement; a false one follows the prior half the time where the prior is
     wrong."""
-    about = ("colour", "background", "exists")[rng.choice(3, p=[0.4, 0.4, 0.2])]
+    about = ("colour", "background", "exists")[rng.choice(3, p=[0.4, 0.3, 0.3])]
     if about == "exists":
         return Claim("exists", _existence_subject(scene, rng), "")
     true = scene.find(subject).colour if about == "colour" else scene.background

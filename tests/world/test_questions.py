@@ -39,7 +39,7 @@ def tokenizer():
 
 def test_vocabulary_is_closed(tokenizer, rng):
     pool = [sample_scene(rng, "uniform") for _ in range(100)]
-    mix = corpus.Mix(corpus.EVEN, unasked=0.1, common_sense=0.2, context=0.2, prior=0.5, partner=0.5, ramble=0.5)
+    mix = corpus.Mix(corpus.EVEN, unasked=0.1, common_sense=0.2, context=0.2, prior=0.5, partner=0.5, ramble=1.0)
     texts = [language.say(claim) for claim in CLAIMS]
     for _ in range(1000):
         item = corpus.example(mix, pool, rng)
