@@ -88,11 +88,11 @@ BIASED = replace(
 )
 RECIPE = Recipe(
     stages=(
-        Stage("vision", 400, 2e-3, batch_size=128),
+        Stage("vision", 450, 2e-3, batch_size=128),
         Stage("align 1", 600, 2e-3, mix=TRUE),
-        Stage("align 2", 800, 2e-3, mix=EXISTENCE),
+        Stage("align 2", 700, 2e-3, mix=EXISTENCE),
         Stage("align 3", 1800, 2e-3, mix=STATEMENTS),
-        Stage("align 4", 900, 1.5e-3, mix=BALANCED),
+        Stage("align 4", 600, 1.5e-3, mix=BALANCED),
         Stage("bias", 400, 1e-3, mix=BIASED, scenes="biased"),
     )
 )
