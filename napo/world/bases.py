@@ -79,7 +79,7 @@ STATEMENTS = replace(
 )
 BALANCED = replace(
     TRUE,
-    kinds=corpus.EVEN | {"colour": 2.0, "where": 2.0, "existence": 2.0, "statement": 4.0},
+    kinds=corpus.EVEN | {"colour": 1.5, "existence": 2.0, "statement": 4.0},
     unasked=0.05,
     common_sense=0.15,
 )
