@@ -297,7 +297,6 @@ def test_an_unknown_profile_is_refused(capsys):
 STUDY = artifacts.repository_root() / "figures" / "study"
 
 
-@pytest.mark.skipif(not STUDY.exists(), reason="nothing published yet: make publish")
 def test_the_readme_shows_what_is_published_and_nobody_edited_it():
     root = artifacts.repository_root()
     assert (root / "README.md").read_text(encoding="utf-8") == publish.readme_text(root, publish.readme_block(STUDY))
