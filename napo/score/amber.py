@@ -209,7 +209,7 @@ def _score_captions(result, captions, annotations, similar, about, nouns):
 def rate(found, annotation, annotations, similar):
     """(hallucinated nouns, covered truth words, imagined hallu words) of one caption; found: its nouns that count.
 
-    A noun that is like a word of both lists credits both: only equality with a truth word ends the look-up before hallu.
+    A noun that is like a word of both lists credits both: only equality with a truth word ends the look-up early.
     """
     truth, hallu = (_targets(annotation[name], annotations.associations) for name in ("truth", "hallu"))
     hallucinated, covered, imagined = 0, set(), set()

@@ -7,7 +7,7 @@ The reviews themselves come from judge.py.
 from pathlib import Path
 
 from napo.artifacts import BadInput, shown
-from napo.score.records import Result, Records, long_rows, read_predictions, some, where
+from napo.score.records import Result, long_rows, read_predictions, some, where
 
 ITEMS = 96
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
@@ -112,6 +112,3 @@ def _printed(summary):
         f"Hallucination rate: {summary['hal_rate']:.2f}",
         f"Average score for each question type: {means}",
     ]
-
-
-__all__ = ["ITEMS", "TYPES", "Records", "parse_rating", "read_reviews", "score", "content"]

@@ -40,8 +40,11 @@ class Synonyms:
         """From lists of terms, the first of each list being the category; a term in two lists is of the later."""
         category = {term.strip(): terms[0].strip() for terms in lines for term in terms}
         # Terms of three words ("stove top oven") are listed here too, but no pair of words ever equals them.
-        pairs = {term: term for term in category if " " in term} | {"home plate": "home plate"}
-        pairs["train track"] = "train track"  # so that "train" is not seen in it; it is no term and drops out
+        pairs = {term: term for term in category if " " in term}
+        pairs |= {
+            "home plate": "home plate",
+            "train track": "train track",
+        }  # no terms: they drop out, "train" with them
         for animal in ANIMALS:
             pairs |= {f"baby {animal}": animal, f"adult {animal}": animal}
         pairs |= {f"passenger {vehicle}": vehicle for vehicle in VEHICLES}
@@ -101,7 +104,7 @@ class Coco:
                     captions.setdefault(item["image_id"], []).append(item["caption"])
             except (KeyError, TypeError) as error:
                 raise BadInput(
-                    f"{shown(folder)}: {part} files are not COCO 2014 annotations ({error!r}): fetch them with make data"
+                    f"{shown(folder)}: {part} files are no COCO 2014 annotations ({error!r}): get them with make data"
                 ) from None
         return cls(objects, captions, frozenset(images | objects.keys() | captions.keys()))
 

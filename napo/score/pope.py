@@ -62,7 +62,7 @@ def _check_order(questions, answers):
     for i, question, answer in zip(by_id, asked, told, strict=True):
         if question != answer:
             raise BadInput(
-                f"{where(answers, i)}: answers question_id {answer}, but the question there is {question}; the official "
+                f"{where(answers, i)}: answers question_id {answer}, the question there is {question}; the official "
                 "script pairs them by place: put the answers into the order of the questions, one for each"
             )
     for i in by_text:
@@ -79,7 +79,7 @@ def _check_number(questions, answers, recognised, n):
         return []
     if len(recognised) < n:
         raise BadInput(
-            f"{len(answers)} answers for {len(questions)} questions, and nothing tells which question an answer is for: "
+            f"{len(answers)} answers for {len(questions)} questions, and nothing tells which is for which: "
             "give every answer its question_id"
         )
     if len(answers) < len(questions):

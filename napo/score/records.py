@@ -154,7 +154,7 @@ def text_of(records: Sequence[dict], index: int, *names: str) -> str:
             if isinstance(record[name], str):
                 return record[name]
             raise BadInput(
-                f"{where(records, index)}: {name!r} is {_kind(record[name])} where text belongs: write the answer as text"
+                f"{where(records, index)}: {name!r} is {_kind(record[name])} where text belongs: put that right"
             )
     raise BadInput(f"{where(records, index)}: no field {' or '.join(map(repr, names))}: is this the right file?")
 
@@ -207,7 +207,7 @@ def _refuse_merged(records, identities, counts, what):
     if spread:
         names = " and ".join(sorted(lies_in[spread[0]])[:3])
         raise BadInput(
-            f"the folder holds {len(spread)} records in more than one file ({what} {some(spread)}; the first in {names}): "
+            f"{len(spread)} records lie in more than one file of the folder ({what} {some(spread)}; {names}): "
             "a merged file beside its chunks? keep one of them"
         )
 

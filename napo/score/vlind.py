@@ -53,7 +53,7 @@ def score(predictions, model_id, min_votes=2, style="all", annotations=None):
     identities = [_identity(record, i) for i, record in enumerate(predictions)]
     notices = list(getattr(predictions, "notices", [])) + repeated(predictions, identities, "global_id")
     scored, skipped = [], []
-    for i, record in enumerate(predictions):
+    for i in range(len(predictions)):
         images = _good(predictions, i, min_votes, style)
         if images:
             scored.append((identities[i], *_instance(predictions, i, model_id, images), len(images)))
@@ -61,7 +61,7 @@ def score(predictions, model_id, min_votes=2, style="all", annotations=None):
             skipped.append(identities[i])  # left out everywhere, in no denominator
     if not scored:
         raise BadInput(
-            f"no instance has an image with {min_votes} votes in style {style}: lower --min-votes or choose another style"
+            f"no instance has an image with {min_votes} votes in style {style}: lower --min-votes or change --style"
         )
     notices += _notices(predictions, model_id, identities, skipped, annotations)
     if annotations is None and (min_votes, style) == (2, "all") and len(scored) != PUBLISHED:
