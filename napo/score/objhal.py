@@ -143,7 +143,14 @@ def caption_of(predictions, i):
     return text_of(predictions, i, "text", "answer").replace("Assistant:", "").strip()
 
 
-def score(predictions, coco, synonyms, questions=None, lemmas: Callable[[str], list[str]] = words.lemmas):
+def score(
+    predictions,
+    coco,
+    synonyms,
+    questions=None,
+    lemmas: Callable[[str], list[str]] = words.lemmas,
+    allow_silence=False,
+):
     """Result of the official judge-free scorer.
 
     predictions  records {text or answer, image_id}
@@ -151,7 +158,9 @@ def score(predictions, coco, synonyms, questions=None, lemmas: Callable[[str], l
     synonyms     Synonyms
     questions    records {image_id, question} in the official order; with them missing images are reported
     lemmas       caption -> its words; NLTK by default, any other callable does without
-    Raises BadInput if an image is unknown (all it shows would count as hallucinated) or nothing was named at all.
+    allow_silence  a rate over nothing is None, with a notice: a model that names nothing keeps its examples
+    Raises BadInput if an image is unknown (all it shows would count as hallucinated), and, unless silence is allowed,
+    if nothing was named at all.
     """
     ids = image_ids(predictions, questions)
     captions = [caption_of(predictions, i) for i in range(len(predictions))]
@@ -166,7 +175,7 @@ def score(predictions, coco, synonyms, questions=None, lemmas: Callable[[str], l
     ]
     if lemmas is words.lemmas:
         notices += words.version_notice()
-    return _result(ids, rows, notices, predictions)
+    return _result(ids, rows, notices, allow_silence)
 
 
 def _refuse_unknown(predictions, ids, coco):
@@ -222,17 +231,20 @@ def _notices(predictions, ids, captions, questions):
     return notices
 
 
-def _result(ids, rows, notices, predictions):
+def _result(ids, rows, notices, allow_silence):
     total = {name: sum(row[name] for row in rows) for name in rows[0]}
     named_something = sum(row["mentioned"] > 0 for row in rows)
     if not named_something or not total["present"]:
         what = "no caption names a COCO object" if not named_something else "no image holds an object"
-        raise BadInput(f"{what} in {len(rows)} records: nothing to rate (the official script divides by zero)")
+        problem = f"{what} in {len(rows)} records: nothing to rate (the official script divides by zero)"
+        if not allow_silence:
+            raise BadInput(problem)
+        notices.append(problem)
     summary = {
         "CHAIRs": total["CHAIRs"] / len(rows),
-        "CHAIRs_refine": total["CHAIRs"] / named_something,
-        "CHAIRi": total["hallucinated"] / total["mentioned"],
-        "obj_rec": total["covered"] / total["present"],
+        "CHAIRs_refine": _over(total["CHAIRs"], named_something),
+        "CHAIRi": _over(total["hallucinated"], total["mentioned"]),
+        "obj_rec": _over(total["covered"], total["present"]),
         "avg_word_len": total["tokens"] / len(rows),
         "sentence_num": len(rows),
         "coco_sentence_num": named_something,
@@ -240,11 +252,16 @@ def _result(ids, rows, notices, predictions):
     details = {
         "coco_word_count": total["covered"],  # so called officially; it counts distinct right categories, not words
         "gt_word_count": total["present"],
-        "correct_rate": 1 - summary["CHAIRs_refine"],
-        "object_correct_rate": 1 - summary["CHAIRi"],
+        "correct_rate": 1 - summary["CHAIRs_refine"] if named_something else None,
+        "object_correct_rate": 1 - summary["CHAIRi"] if named_something else None,
     }
-    percent = [f"{summary[name] * 100:.1f}" for name in ("CHAIRs", "CHAIRs_refine", "CHAIRi")]
+    rates = (summary[name] for name in ("CHAIRs", "CHAIRs_refine", "CHAIRi"))
+    percent = ["nan" if rate is None else f"{rate * 100:.1f}" for rate in rates]
     numbers = [*percent, str(len(rows)), str(named_something), f"{summary['avg_word_len']:.1f}"]
     printed = ["CHAIRs\tCHAIRsr\tCHAIRi\tsent_num\tcoco_num\tavg_len", "\t".join(numbers)]
     examples = [r for image, row in zip(ids, rows, strict=True) for r in long_rows("objhal", image, "caption", row)]
     return Result("objhal", summary, printed, examples, notices, details)
+
+
+def _over(part, whole):
+    return part / whole if whole else None
