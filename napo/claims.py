@@ -10,7 +10,7 @@ bases: whatever their interval says, the verdict stays inconclusive, with the re
 from dataclasses import dataclass
 from math import isfinite, isnan
 
-from napo import stats
+from napo import auroc, stats
 
 MIN_BASES = 5
 DEVELOPMENT_BASES = (100, 101)  # settings were chosen on them; nothing is reported on them
@@ -223,7 +223,7 @@ def _separation(component, noise):
     if noise is None or c.margin_column not in noise:
         return _judged(c, entry, stats.Estimate(float("nan")), NOT_RUN + "notebook 02")
     rows = noise[(noise["kind"] == c.kind) & (noise["part"] == "measured")].dropna(subset=["is_noise"])
-    estimate = stats.auroc_over_bases(rows, c.margin_column)
+    estimate = auroc.auroc_over_bases(rows, c.margin_column)
     return _judged(c, entry, estimate, "truth unknown" if rows.empty else "")
 
 

@@ -15,7 +15,7 @@ CAPTIONS = {"CHAIRs": 0.2, "hallucinated": 1.0, "mentioned": 4.0, "covered": 1.0
 SHARES = {
     "vqa_factual": {"accuracy": 0.9, "irrelevant": 0.3},
     "vqa_counterfactual": {"accuracy": 0.4, "irrelevant": 0.1},
-    "captions": CAPTIONS,
+    "objhal": CAPTIONS,
     "vlind": {"CK": 1.0, "VP": 0.8, "CB": 0.5, "LP": 0.25},
 }
 

@@ -8,10 +8,10 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from napo import stats
+from napo import auroc, stats
 
 
-def long_scores(values, benchmark="captions", method="m", base=0, seed=0, flip_rate=0.0):
+def long_scores(values, benchmark="objhal", method="m", base=0, seed=0, flip_rate=0.0):
     """{metric: [value per example]} -> long frame of one run."""
     rows = [
         dict(method=method, base=base, seed=seed, flip_rate=flip_rate, benchmark=benchmark, metric=metric,
@@ -139,17 +139,17 @@ def test_auroc_is_sklearns_with_ties():
     rng = np.random.default_rng(0)
     label = rng.random(300) < 0.3
     score = np.round(rng.normal(size=300) + label, 1)  # rounding makes ties
-    got = stats.auroc(score, label, rng)
+    got = auroc.auroc(score, label, rng)
     assert got.value == pytest.approx(roc_auc_score(label, score), abs=1e-12)
     assert got.lo < got.value < got.hi and got.over == "rows" and got.n_rows == 300
-    again = stats.auroc(score, label, np.random.default_rng(0)), stats.auroc(score, label, np.random.default_rng(0))
+    again = auroc.auroc(score, label, np.random.default_rng(0)), auroc.auroc(score, label, np.random.default_rng(0))
     assert again[0] == again[1]
 
 
 def test_auroc_interval_width_agrees_with_hanley_mcneil():
     rng = np.random.default_rng(1)
     positive, negative = rng.normal(1, 1, 100), rng.normal(0, 1, 200)
-    got = stats.auroc(np.r_[positive, negative], np.r_[np.ones(100), np.zeros(200)], rng, resamples=2000)
+    got = auroc.auroc(np.r_[positive, negative], np.r_[np.ones(100), np.zeros(200)], rng, resamples=2000)
     a = got.value
     variance = (a * (1 - a) + 99 * (a / (2 - a) - a * a) + 199 * (2 * a * a / (1 + a) - a * a)) / (100 * 200)
     assert (got.hi - got.lo) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.15)
@@ -161,16 +161,121 @@ def test_stratified_auroc_does_not_reward_knowing_the_stratum():
     label = np.r_[np.tile([0, 0, 0, 0, 0, 0, 0, 0, 1, 1], 10), np.tile([1, 1, 1, 1, 1, 1, 1, 1, 0, 0], 10)]
     strata = np.repeat(["a", "b"], 100)
     rng = np.random.default_rng(0)
-    assert stats.auroc(score, label, rng).value == pytest.approx(0.8)
-    assert stats.auroc(score, label, rng, strata=strata).value == pytest.approx(0.5)
+    assert auroc.auroc(score, label, rng).value == pytest.approx(0.8)
+    assert auroc.auroc(score, label, rng, strata=strata).value == pytest.approx(0.5)
 
 
 def test_separation_does_not_pretend_to_certainty():
     rng = np.random.default_rng(0)
-    few = stats.auroc([3, 4, 0, 1, 2], [1, 1, 0, 0, 0], rng)
-    many = stats.auroc(np.arange(400), np.arange(400) >= 200, rng)
+    few = auroc.auroc([3, 4, 0, 1, 2], [1, 1, 0, 0, 0], rng)
+    many = auroc.auroc(np.arange(400), np.arange(400) >= 200, rng)
     assert few.value == many.value == few.hi == 1.0
     assert few.lo < 0.6 and 0.97 < many.lo < 1
-    reverse = stats.auroc([3, 4, 0, 1, 2], [0, 0, 1, 1, 1], rng)
+    reverse = auroc.auroc([3, 4, 0, 1, 2], [0, 0, 1, 1, 1], rng)
     assert (reverse.lo, reverse.hi) == pytest.approx((0.0, 1 - few.lo), abs=1e-6)
-    assert math.isnan(stats.auroc([1, 2], [1, 1], rng).value)
+    assert math.isnan(auroc.auroc([1, 2], [1, 1], rng).value)
+
+
+# ---- over examples --------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_examples_has_wilsons_interval():
+    scores = long_scores({"accuracy": [1] * 8 + [0] * 2}, "pope")
+    got = stats.over_examples(scores, stats.MEASURES["POPE_acc"], np.random.default_rng(0))
+    assert (got.value, got.lo, got.hi) == pytest.approx((0.8, 0.490162, 0.943318), abs=1e-6)
+    assert (got.over, got.n_rows) == ("examples", 10)
+    percent = long_scores({"Hal": [1] * 8 + [0] * 2}, "amber")
+    got = stats.over_examples(percent, stats.MEASURES["AMBER_Hal"], np.random.default_rng(0))
+    assert (got.value, got.lo, got.hi) == pytest.approx((80, 49.0162, 94.3318), abs=1e-4)
+
+
+def test_a_conditional_share_counts_only_those_that_got_so_far():
+    item = {"CK": [1] * 10 + [0] * 30, "CB": [1] * 8 + [0] * 2 + [1] * 30}
+    got = stats.over_examples(long_scores(item, "vlind"), stats.MEASURES["S_CB"], np.random.default_rng(0))
+    assert (got.value, got.lo, got.hi) == pytest.approx((0.8, 0.490162, 0.943318), abs=1e-6)
+    nobody = {"CK": [0] * 4, "CB": [1] * 4}
+    got = stats.over_examples(long_scores(nobody, "vlind"), stats.MEASURES["S_CB"], np.random.default_rng(0))
+    assert got.value == 0 and math.isnan(got.lo)
+
+
+def test_bootstrap_of_a_ratio_is_as_wide_as_the_delta_method_says():
+    rng = np.random.default_rng(1)
+    mentioned = rng.integers(1, 6, 400)
+    hallucinated = rng.binomial(mentioned, 0.3)
+    scores = long_scores({"hallucinated": hallucinated, "mentioned": mentioned})
+    got = stats.over_examples(scores, stats.MEASURES["CHAIRi"], np.random.default_rng(0))
+    residual = hallucinated - got.value * mentioned
+    half = 1.96 * residual.std(ddof=1) / math.sqrt(400) / mentioned.mean()
+    assert got.value == hallucinated.sum() / mentioned.sum()
+    assert (got.hi - got.lo) / 2 == pytest.approx(half, rel=0.1)
+    again = stats.over_examples(scores, stats.MEASURES["CHAIRi"], np.random.default_rng(0))
+    assert (again.lo, again.hi) == (got.lo, got.hi)
+
+
+def test_nothing_hallucinated_has_no_bootstrap_interval():
+    silent = long_scores({"hallucinated": [0] * 20, "mentioned": [2] * 20})
+    got = stats.over_examples(silent, stats.MEASURES["CHAIRi"], np.random.default_rng(0))
+    assert got.value == 0 and math.isnan(got.lo) and math.isnan(got.hi)
+
+
+def test_over_examples_refuses_two_runs():
+    scores = pd.concat([long_scores({"accuracy": [1, 0]}, "pope", seed=seed) for seed in (0, 1)])
+    with pytest.raises(ValueError, match="2 runs: select one"):
+        stats.over_examples(scores, stats.MEASURES["POPE_acc"], np.random.default_rng(0))
+
+
+def test_mcnemar_by_hand_and_paired_interval():
+    # 100 questions: both right 60, only the treatment 15, only the control 5, neither 20
+    treatment = long_scores({"accuracy": [1] * 60 + [1] * 15 + [0] * 5 + [0] * 20}, "pope", method="a")
+    control = long_scores({"accuracy": [1] * 60 + [0] * 15 + [1] * 5 + [0] * 20}, "pope", method="b")
+    got = stats.paired_examples(treatment, control, stats.MEASURES["POPE_acc"], np.random.default_rng(0))
+    exact = 2 * sum(math.comb(20, k) for k in range(6)) / 2**20
+    assert (got.value, got.won, got.lost, got.n_examples) == (pytest.approx(0.1), 15, 5, 100)
+    assert got.test == "McNemar, exact" and got.p == pytest.approx(exact)
+    standard_error = math.sqrt((20 - 10**2 / 100) / 100**2)
+    assert (got.hi - got.lo) / 2 == pytest.approx(1.96 * standard_error, rel=0.12)
+    turned = stats.paired_examples(control, treatment, stats.MEASURES["POPE_acc"], np.random.default_rng(0))
+    assert turned.value == -got.value and turned.p == got.p and (turned.won, turned.lost) == (5, 15)
+    assert stats.mcnemar_p(0, 0) == 1 and stats.mcnemar_p(0, 6) == pytest.approx(2 / 64)
+
+
+def test_pairing_uses_that_the_items_are_the_same():
+    """Two captions' counts that move together: the paired interval is far narrower than that of either side."""
+    rng = np.random.default_rng(2)
+    mentioned = rng.integers(1, 8, 300)
+    hallucinated = rng.binomial(mentioned, 0.4)
+    fewer = np.maximum(hallucinated - (rng.random(300) < 0.1), 0)
+    sides = [long_scores({"hallucinated": h, "mentioned": mentioned}) for h in (fewer, hallucinated)]
+    rng = np.random.default_rng(0)
+    paired = stats.paired_examples(*sides, stats.MEASURES["CHAIRi"], rng)
+    alone = stats.over_examples(sides[0], stats.MEASURES["CHAIRi"], rng)
+    assert paired.test == "bootstrap" and math.isnan(paired.p)
+    assert paired.hi < 0 and paired.hi - paired.lo < 0.6 * (alone.hi - alone.lo)
+    assert paired.lost == (fewer < hallucinated).sum() and paired.won == 0
+
+
+def test_a_paired_test_needs_the_same_examples_and_one_run_a_side():
+    a, b = (long_scores({"accuracy": values}, "pope") for values in ([1, 0, 1], [1, 0]))
+    with pytest.raises(ValueError, match="not the same examples on both sides .1 are"):
+        stats.paired_examples(a, b, stats.MEASURES["POPE_acc"], np.random.default_rng(0))
+    with pytest.raises(ValueError, match="one run on each side"):
+        stats.paired_examples(a, b, stats.MEASURES["Acc_LP"], np.random.default_rng(0))
+
+
+def test_results_table_has_the_right_interval_for_each_method_and_every_reported_number():
+    one = long_scores({"accuracy": [1, 0, 1, 1]}, "pope", method="one")
+    several = [long_scores({"accuracy": v}, "pope", method="many", seed=i) for i, v in enumerate(([1, 0], [1, 1]))]
+    beside = [
+        {"measure": "POPE_acc", "paper_row": row, "table": "1", "paper": 0.5, "differs": why}
+        for row, why in (("x", ""), ("y", "other data"))
+    ]
+    table = stats.results_table(pd.concat([one, *several]), np.random.default_rng(0), beside)
+    assert list(table.columns) == stats.RESULT_COLUMNS
+    assert table[["method", "over", "n", "paper_row"]].to_numpy().tolist() == [
+        ["one", "examples", 4, "x"],
+        ["one", "examples", 4, "y"],
+        ["many", "seeds", 2, "x"],
+        ["many", "seeds", 2, "y"],
+    ]
+    assert table["value"].tolist() == [0.75, 0.75, 0.75, 0.75]
+    assert stats.results_table(one, np.random.default_rng(0))["paper"].isna().all()
