@@ -9,16 +9,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, claims, stats
+from napo import artifacts, auroc, claims, paper, stats
 from napo.profiles import METHODS
 
 GROUPS = {  # measures that are always shown together
     "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant"),
     "Captions": ("CHAIRs", "CHAIRi", "Cover", "tokens"),
     "VLind-style statements": ("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
+    "AMBER": ("AMBER_CHAIR", "AMBER_Cover", "AMBER_Hal", "AMBER_Cog", "AMBER_acc"),
+    "Is it there? (POPE)": ("POPE_acc", "POPE_yes"),
+    "MMHal-Bench": ("MMHal_score", "MMHal_hal"),
     "Held-out preferences": ("pref_rejected", "pref_language_biased", "pref_vision_biased", "chosen_logp"),
 }
 CHAIR_NOTE = "CHAIR falls by itself when captions mention less: read it with coverage and length."
+PAPER_NOTE = (
+    f"Paper: {paper.SOURCE}; all weights trained on eight GPUs, where this kit trains LoRA. In all rows the authors' "
+    "scripts frame a question by LLaVA's conversation v1 with its system sentence; here the model's chat template does."
+)
 TRUST = "## How far to trust this"
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds".split()
@@ -75,8 +82,8 @@ def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
         strata = of_kind["base"].astype(str) + "/" + of_kind["question_kind"].astype(str)
         share = stats.rate(truth.sum(), len(truth))
         for detector in NOISE_DETECTORS:
-            over_bases = stats.auroc_over_bases(of_kind, detector)
-            within = stats.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
+            over_bases = auroc.auroc_over_bases(of_kind, detector)
+            within = auroc.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
             rows.append(
                 {"kind": kind, "detector": detector, "n_rows": len(truth)}
                 | {"noise_rate": share.value, "rate_lo": share.lo, "rate_hi": share.hi}
@@ -113,6 +120,33 @@ def method_table(table, measures):
         for method, label in labels.items()
     ]
     return markdown_table(["method", *(stats.MEASURES[n].label + ARROW[stats.MEASURES[n].better] for n in here)], rows)
+
+
+def results_page(table, heading):
+    """The frame of `stats.results_table` as a page: numbers with intervals beside the paper's, marked where these are
+    not of the same benchmark and protocol."""
+    reasons = list(dict.fromkeys(reason for reason in table["differs"].dropna() if reason))
+    marks = {reason: f"[{chr(ord('a') + i)}]" for i, reason in enumerate(reasons)}
+    printed = list(dict.fromkeys(table["paper_row"].dropna()))
+    rows = []
+    for _, lines in table.groupby(["method", "measure"], sort=False):
+        line = lines.iloc[0]
+        percent = stats.MEASURES[line["measure"]].scale == 100
+        digits = 1 if percent or line["measure"] == "tokens" else 3
+        beside = {r.paper_row: number(r.paper, digits=digits) + marks.get(r.differs, "") for r in lines.itertuples()}
+        rows.append(
+            [
+                line["method"],
+                line["label"] + ARROW[line["better"]],
+                number(line["value"], line["lo"], line["hi"], digits),
+            ]
+            + [line["over"], line["n"], *(beside.get(label, "–") for label in printed)]
+        )
+    header = ["model", "measure", "value [95 %]", "interval over", "examples", *(f"paper: {p}" for p in printed)]
+    notes = [f"{mark} not the same protocol: {reason}." for reason, mark in marks.items()]
+    return (
+        "\n\n".join([f"# {heading}", markdown_table(header, rows), *notes, *([PAPER_NOTE] if printed else [])]) + "\n"
+    )
 
 
 def _cell(row):
