@@ -1,4 +1,5 @@
 # Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
+# BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
 # RUNS = another folder than runs/; BASES = "0 1"; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
 # gigabytes of CUDA wheels), default is plain pip; PYTHON = the interpreter for .venv/ (python3.11, else python3).
@@ -12,6 +13,7 @@ MODEL =
 DATA =
 ROWS =
 DEVICE =
+BENCHMARKS =
 BAD_ROWS =
 BASES = 0
 PYTHON =
@@ -22,7 +24,8 @@ INDEX := $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,
 # TORCH_INDEX reaches pip as one more index, for this install only.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--extra-index-url "$(INDEX)")
 PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
-	$(if $(DEVICE),-p "device=$(DEVICE)") $(if $(BAD_ROWS),-p "bad_rows=$(BAD_ROWS)")
+	$(if $(DEVICE),-p "device=$(DEVICE)") $(if $(BAD_ROWS),-p "bad_rows=$(BAD_ROWS)") \
+	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)")
 
 SHELL := bash
 .DEFAULT_GOAL := help

@@ -1,43 +1,71 @@
-"""A model and its adapter on benchmarks: the prompts, batched answers, and one table with a value per example and
-metric."""
+"""A model and its adapter on benchmarks: answers, official prediction files, scores, one table with a value per example
+and metric.
+
+`python -m napo.evaluate BENCHMARK --model MODEL [--adapter FOLDER] [--data FOLDER]` (its arguments: request.py) and
+notebook 04 (here) go the same way: `asking.answer` asks, resumably; `scoring.predict` writes the official files,
+`scoring.results` scores these.
+"""
 
 import functools
 import importlib
+import sys
 from dataclasses import replace
 
 import pandas as pd
 
-from napo import artifacts, data, generation, logps, models, packing, train
-from napo.artifacts import BadInput
-from napo.profiles import METHODS, REJECTED_KINDS
+from napo import artifacts, asking, benchmarks, data, generation, logps, models, profiles, scoring, train
+from napo.profiles import METHODS, REJECTED_KINDS, Decoding
 
 COLUMNS = ["method", "base", "seed", "flip_rate", "benchmark", "metric", "example_id", "question_kind", "value"]
+VQA = ("vqa_factual", "vqa_counterfactual")
+
+
+def long_table(records, identity):
+    """Records (benchmark, metric, example_id, question_kind, value) as the table of design.md.
+
+    identity  {"method", "base", "seed", "flip_rate"}
+    """
+    return pd.DataFrame([identity | record for record in records], columns=COLUMNS)
+
+
+# ---- a cell of the comparison (notebook 04) -------------------------------------------------------------------------
 
 
 def evaluate_cell(cell, profile, runs_dir="runs"):
-    """Path of cells/<cell>/scores.parquet, made unless it is current from answers.parquet beside it (notebook 04)."""
+    """Path of cells/<cell>/scores.parquet, made unless it is current; answers.parquet, predictions/ and official.json
+    (what the official scorers print) beside it."""
     folder = train.cell_folder(profile, cell, runs_dir)
     inputs = train.cell_inputs(profile, cell, runs_dir)
-    if METHODS[cell.method].trained:
-        inputs.append(artifacts.require(folder / "adapter", "03"))
+    adapter = artifacts.require(folder / "adapter", "03") if METHODS[cell.method].trained else None
     load = models.LoadOnce(functools.partial(load_cell, cell, profile, runs_dir))
+    asked, chosen = cell_benchmarks(profile, runs_dir), scoring.Scoring(profile.evaluation.similarity)
+    for benchmark in asked:
+        scoring.check(benchmark, chosen)
+    model = {
+        "model": models.identity(profile, cell.base),
+        "quantisation": profile.quantisation,
+        "adapter": artifacts.content_hash(adapter) if adapter else None,
+    }
+    answers = asking.answer(asked, load, cell_decodings(profile), folder, model)
+    predictions = scoring.predict(asked, answers, folder, cell.name)
+    scored = functools.cache(lambda: scoring.results(asked, predictions, cell.name, chosen))
     how = {
         "settings": train.cell_settings(profile, cell) | {"evaluation": profile.evaluation},
         "modules": ("evaluate", "world.benchmarks") if profile.is_desk else ("evaluate",),
+        "inputs": [*inputs, *([adapter] if adapter else []), answers, predictions],
         "seeds": [cell.seed],
     }
-    answers = artifacts.build(
-        folder / "answers.parquet",
-        lambda path: ask(*load(), profile.evaluation).to_parquet(path, index=False),
-        inputs=inputs,
-        **how,
-    )
+    artifacts.build(folder / "official.json", lambda path: artifacts.write_json(_printed(scored()), path), **how)
     return artifacts.build(
         folder / "scores.parquet",
-        lambda path: score(load, answers, cell, profile, runs_dir).to_parquet(path, index=False),
-        inputs=[*inputs, answers],
+        lambda path: score(load, answers, scored(), cell, profile, runs_dir).to_parquet(path, index=False),
         **how,
     )
+
+
+def _printed(scored):
+    """{benchmark: what `python -m napo.score` would print}."""
+    return {name: scoring.as_json(of_benchmark) for name, of_benchmark in scored.items() if of_benchmark}
 
 
 def load_cell(cell, profile, runs_dir):
@@ -49,10 +77,8 @@ def load_cell(cell, profile, runs_dir):
     folder = train.cell_folder(profile, cell, runs_dir) / "adapter"
     model = models.load_adapter(model, folder)
     row = heldout_rows(cell, profile, runs_dir)[0]
-    encoded = packing.encode(row, processor, ("chosen",), profile.training.max_length)
-    batch = packing.collate_plain([encoded], ("chosen",), processor.tokenizer.pad_token_id)
-    if models.adapter_effect(model, logps.to_device(batch, model.device)) == 0:
-        raise BadInput(f"{artifacts.shown(folder)}: the adapter loads and changes nothing; train the cell again")
+    question = benchmarks.Question(row["row_id"], row["row_id"], row["question"], row["image"])
+    asking.check_adapter(model, processor, question, artifacts.shown(folder))
     return model, processor
 
 
@@ -61,53 +87,82 @@ def heldout_rows(cell, profile, runs_dir):
     return data.part(data.read(train.cell_inputs(profile, cell, runs_dir)[0]), "heldout")
 
 
-def desk():
-    """The desk world's benchmarks. Not a static import: a change there must not make other profiles' scores stale."""
-    return importlib.import_module("napo.world.benchmarks")
+def desk(module="benchmarks"):
+    """A module of the desk world. Not a static import: a change there must not make other profiles' scores stale."""
+    return importlib.import_module(f"napo.world.{module}")
 
 
-def asked_benchmarks(settings):
+def asked_names(profile):
     """Those of a profile's benchmarks that put questions to the model."""
-    return [name for name in settings.benchmarks if name != "heldout_pairs"]
+    return [name for name in profile.evaluation.benchmarks if name != "heldout_pairs"]
 
 
-def ask(model, processor, settings):
-    """A model's greedy answers to the items of the desk world's benchmarks: DataFrame benchmark, example_id, question,
-    answer, in the items' order. settings: profiles.Evaluation."""
-    tables = [pd.DataFrame(columns=["benchmark", "example_id", "question", "answer"], dtype=str)]
-    for benchmark in asked_benchmarks(settings):
-        items = desk().items(benchmark, settings.items, settings.seed)
-        prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
-        answers = generation.generate(model, processor, prompts, settings)
-        columns = {
-            "benchmark": benchmark,
-            "example_id": [item.example_id for item in items],
-            "question": [item.question for item in items],
-            "answer": answers,
-        }
-        tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True)
+def cell_benchmarks(profile, runs_dir="runs"):
+    """The benchmarks that put questions to a profile's models: official ones from the profile's folder of data, or the
+    desk world's counterparts."""
+    settings = profile.evaluation
+    if not profile.is_desk:
+        wording = "paper" if settings.decoding == "paper" else "official"
+        root = artifacts.repository_root() / settings.data
+        return [benchmarks.read(name, root / name, prompts=wording) for name in asked_names(profile)]
+    asked = []
+    for name in asked_names(profile):
+        if name in VQA:
+            asked.append(desk().asked(name, desk().items(name, settings.items, settings.seed)))
+        else:
+            asked.append(benchmarks.read(name, desk_data(name, profile, runs_dir), task="a"))
+    return asked
 
 
-def score_answers(answers, settings):
-    """Long records (benchmark, metric, example_id, question_kind, value) of the answers that `ask` returned."""
-    records = []
-    for benchmark in asked_benchmarks(settings):
-        items = desk().items(benchmark, settings.items, settings.seed)
-        records += desk().score(benchmark, items, list(answers.loc[answers["benchmark"] == benchmark, "answer"]))
-    return records
+def desk_data(name, profile, runs_dir="runs"):
+    """Path of benchmarks/<name>/: the desk world's counterpart of a benchmark, in its official layout."""
+    settings = profile.evaluation
+    return artifacts.build(
+        artifacts.run_folder(profile.name, "benchmarks", name, runs_dir=runs_dir),
+        lambda path: desk("official").write(name, desk().items(name, settings.items, settings.seed), path),
+        settings={"items": settings.items, "seed": settings.seed},
+        modules=("world.benchmarks",),
+    )
 
 
-def score(load, answers_path, cell, profile, runs_dir):
+def cell_decodings(profile):
+    """{benchmark: Decoding}: of the profile's own length and beams, or the one that its evaluation names."""
+    settings = profile.evaluation
+    own = Decoding(settings.num_beams, 0.0, settings.max_new_tokens, settings.batch_size)
+    if not settings.decoding:
+        return dict.fromkeys(asked_names(profile), own)
+    named = profiles.DECODINGS[settings.decoding]
+    return {name: replace(named[name], batch_size=settings.batch_size) for name in asked_names(profile)}
+
+
+def protocol(profile, asked):
+    """{benchmark: how it was asked}, for `paper.reported`."""
+    settings = profile.evaluation
+    similarity = settings.similarity if settings.similarity != "spacy" else "spaCy en_core_web_lg"
+    how = {"decoding": settings.decoding or "of the profile", "similarity": similarity}
+    return {b.name: how | {"examples": b.n_examples, "adapted": b.adapted.get("about", "")} for b in asked}
+
+
+def score(load, answers_path, scored, cell, profile, runs_dir):
     """The cell's scores as one long DataFrame; load() gives model and processor if a benchmark needs them."""
-    records = score_answers(artifacts.read_parquet(answers_path, "04"), profile.evaluation)
+    records = [row for of_benchmark in scored.values() for result in of_benchmark for row in result.examples]
+    answers = artifacts.read_parquet(answers_path, "04")
+    for name in asked_names(profile):
+        if name in VQA:
+            records += score_desk(name, answers, profile.evaluation)
     if "heldout_pairs" in profile.evaluation.benchmarks:
         (model, processor), rows = load(), heldout_rows(cell, profile, runs_dir)
         reference_path = train.cell_inputs(profile, cell, runs_dir)[1]
         reference = logps.load_reference(reference_path, model, processor, rows, profile)
         records += heldout_pairs(model, processor, rows, reference, profile)
     identity = {"method": cell.method, "base": cell.base, "seed": cell.seed, "flip_rate": cell.flip_rate}
-    return pd.DataFrame([identity | record for record in records], columns=COLUMNS)
+    return long_table(records, identity)
+
+
+def score_desk(name, answers, settings):
+    """Long records of the answers to a benchmark that only the desk world has."""
+    items = desk().items(name, settings.items, settings.seed)
+    return desk().score(name, items, list(answers.loc[answers["benchmark"] == name, "answer"]))
 
 
 def heldout_pairs(model, processor, rows, reference, profile):
@@ -169,9 +224,19 @@ def bias_table(profile, base, runs_dir="runs"):
 
 
 def _measure_bias(profile, base):
-    settings = replace(profile.evaluation, benchmarks=("vqa_factual", "vqa_counterfactual"))
-    frames = []
+    settings, frames = profile.evaluation, []
     for weights, four_bit in (("NF4", True), ("fp32", False)):
-        answers = ask(*models.load_base(profile, base, four_bit), settings)
-        frames.append(pd.DataFrame(score_answers(answers, settings)).assign(weights=weights, base=base))
+        model, processor = models.load_base(profile, base, four_bit)
+        for name in VQA:
+            items = desk().items(name, settings.items, settings.seed)
+            prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
+            answers = generation.generate(model, processor, prompts, settings)
+            rows = desk().score(name, items, answers)
+            frames.append(pd.DataFrame(rows).assign(weights=weights, base=base))
     return pd.concat(frames, ignore_index=True)
+
+
+if __name__ == "__main__":
+    from napo import request
+
+    sys.exit(request.main())

@@ -13,7 +13,8 @@ def generate(model, processor, prompts, settings, label=None, min_new_tokens=Non
 
     Batches are padded on the left; identical prompts are generated once (a blank image with the same question is one
     computation).
-    settings  needs num_beams, max_new_tokens, batch_size; decoding is greedy or beam search, never sampled
+    settings  needs num_beams, max_new_tokens, batch_size; decoding is greedy or beam search, and sampled only where
+              there is a `temperature` above 0, by its `seed`
     """
     model.eval()
     texts = [packing.prompt_text(row, processor, image, question) for row, image, question in prompts]
@@ -41,17 +42,21 @@ def generate(model, processor, prompts, settings, label=None, min_new_tokens=Non
 def answer_batch(model, processor, texts, images, settings, min_new_tokens=None):
     """Answers to prompts that fit one batch; `images` is None or one per prompt."""
     inputs = packing.tokenised(texts, images, processor, padding=True, padding_side="left").to(model.device)
-    generated = model.generate(
-        **inputs,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=settings.num_beams,
-        max_new_tokens=settings.max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
+    temperature = getattr(settings, "temperature", 0.0)
+    with torch.random.fork_rng(enabled=temperature > 0):
+        if temperature > 0:  # by the batch's prompts, so that a batch's samples do not depend on what came before it
+            torch.manual_seed(int(hashlib.sha256(f"{settings.seed} {texts}".encode()).hexdigest()[:15], 16))
+        generated = model.generate(
+            **inputs,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_p=None,
+            top_k=None,
+            num_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
     new = generated[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -43,10 +43,14 @@ def source(profile, base):
 def identity(profile, base):
     """What tells one base model from another in an artefact's key: the contents of a folder's weights, configuration,
     tokenizer and templates, or the hub id with its commit."""
-    name = source(profile, base)
+    return contents(source(profile, base), profile.revision)
+
+
+def contents(name, revision=None):
+    """The same for any hub id or local folder."""
     folder = Path(name)
     if not folder.is_dir():
-        return {"hub": name, "revision": profile.revision, "commit": hub_commit(name, profile.revision)}
+        return {"hub": name, "revision": revision, "commit": hub_commit(name, revision)}
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in IDENTIFYING)
     return {file.relative_to(folder).as_posix(): content_hash(file) for file in files}
 
@@ -227,11 +231,32 @@ def quiet():
 
 
 def load_adapter(model, folder):
-    """A model with a trained adapter as stock peft loads it. Raises BadInput if the folder holds none."""
+    """A model with a trained adapter as stock peft loads it, never merged.
+
+    Raises BadInput if the folder holds none, or one that does not fit the model in every weight.
+    """
     if not (Path(folder) / "adapter_config.json").exists():
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
-    with quiet():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+    try:
+        with quiet():
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
+        reason = " ".join(" ".join(str(error).split()).split(". ")[0].split("\t")).strip()[:200]
+        raise BadInput(f"{folder}: no adapter of this model ({reason}): give the model it was trained on") from error
+    if stray := _stray_weights(adapted, Path(folder) / "adapter_model.safetensors"):
+        raise BadInput(
+            f"{folder}: {len(stray)} weights do not belong to this model or are missing, the first is {stray[0]}: give "
+            "the model it was trained on"
+        )
+    return adapted
+
+
+def _stray_weights(adapted, file):
+    """Names that only the adapter's file or only the model has; peft passes over both without an error."""
+    if not file.exists():
+        return []
+    with safe_open(file, "pt") as weights:
+        return sorted(set(weights.keys()) ^ set(get_peft_model_state_dict(adapted)))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from their set-up.
 
 from dataclasses import dataclass, field, replace
 
-from napo.artifacts import BadInput
+from napo.artifacts import BadInput, repository_root
 
 KINDS = ("chosen", "rejected", "language_biased", "vision_biased")
 REJECTED_KINDS = KINDS[1:]
@@ -120,6 +120,28 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How answers to a benchmark are generated."""
+
+    num_beams: int = 1
+    temperature: float = 0.0  # 0: the likeliest answer; above: sampled, and repeatable on one machine only
+    max_new_tokens: int = 64
+    batch_size: int = 8
+    seed: int = 0  # of the samples
+
+
+# Official benchmarks, by name. NaPO did not run POPE; there and for "beams" without sampling the choice is ours.
+MAX_NEW_TOKENS = {"vlind": 64, "objhal": 1024, "amber": 1024, "mmhal": 1024, "pope": 64}  # authors; pope: ours
+DECODINGS = {
+    "paper": {  # authors: VLind-Bench by 3 beams; the others by the default of their script, 3 beams at temperature 0.2
+        name: Decoding(3, 0.0 if name in ("vlind", "pope") else 0.2, tokens) for name, tokens in MAX_NEW_TOKENS.items()
+    },
+    "beams": {name: Decoding(3, 0.0, tokens) for name, tokens in MAX_NEW_TOKENS.items()},
+    "greedy": {name: Decoding(1, 0.0, tokens) for name, tokens in MAX_NEW_TOKENS.items()},
+}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What notebook 04 asks and how."""
 
@@ -129,6 +151,9 @@ class Evaluation:
     max_new_tokens: int = 48
     num_beams: int = 1
     batch_size: int = 64
+    decoding: str = ""  # a key of DECODINGS for official benchmarks; "" = as above, greedy or by beams
+    data: str = ""  # folder of the official benchmarks' data, one sub-folder each; "" for the desk world's own
+    similarity: str = "spacy"  # of AMBER's words (official): "spacy" | "exact" | "table:FILE"
 
 
 @dataclass(frozen=True)
@@ -188,7 +213,7 @@ class Cell:
 
 
 DESK_TRAINING = Training(beta=0.5, learning_rate=1e-3, epochs=4, batch_size=32)  # dev
-DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "captions", "vlind", "heldout_pairs")
+DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal", "vlind", "amber", "pope", "heldout_pairs")
 
 PROFILES = {
     "smoke": Profile(
@@ -198,13 +223,13 @@ PROFILES = {
         methods=("base", "dpo_all", "napo_paper"),
         workers=1,
         training=replace(DESK_TRAINING, epochs=1, batch_size=8),
-        evaluation=Evaluation(DESK_BENCHMARKS, items=12),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=12, similarity="exact"),
     ),
     "desk": Profile(
         name="desk",
         seeds=(0, 1, 2),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
     ),
     "study": Profile(
         name="study",
@@ -212,7 +237,7 @@ PROFILES = {
         methods=tuple(METHODS),
         flip_rates=(0.0, 0.2, 0.4),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
     ),
     "paper": Profile(
         name="paper",
@@ -243,11 +268,12 @@ PROFILES = {
 }
 
 
-def get(name, *, model="", data="", rows=0, device=""):
+def get(name, *, model="", data="", rows=0, device="", benchmarks=""):
     """The profile of that name, with what the user overrides put in its place.
 
-    An empty string or 0 keeps the profile's own value. `rows` also bounds the held-out rows.
-    Raises BadInput for an unknown name or a negative number of rows.
+    An empty string or 0 keeps the profile's own value. `rows` also bounds the held-out rows; `benchmarks` is a folder
+    with the data of official benchmarks, one sub-folder each, which then are asked with the paper's decoding.
+    Raises BadInput for an unknown name, a negative number of rows, or a folder without benchmarks.
     """
     if name not in PROFILES:
         raise BadInput(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
@@ -261,7 +287,22 @@ def get(name, *, model="", data="", rows=0, device=""):
         changes["heldout_rows"] = min(profile.heldout_rows, rows)
     if device and device != "cuda":
         changes["quantisation"] = replace(profile.quantisation, compute_dtype="float32", dtype="float32")
+    if benchmarks:
+        changes["evaluation"] = _official(profile, benchmarks)
     return replace(profile, **changes)
+
+
+def _official(profile, folder):
+    """The profile's evaluation with the official benchmarks that a folder holds."""
+    if profile.is_desk:
+        raise BadInput(
+            f"profile {profile.name} asks the desk world's own benchmarks: use benchmarks with profile paper"
+        )
+    found = tuple(name for name in MAX_NEW_TOKENS if (repository_root() / folder / name).is_dir())
+    if not found:
+        raise BadInput(f"no folder of a benchmark ({', '.join(MAX_NEW_TOKENS)}) in {folder}: run `make data` first")
+    kept = tuple(name for name in profile.evaluation.benchmarks if name not in MAX_NEW_TOKENS)
+    return replace(profile.evaluation, benchmarks=(*found, *kept), decoding="paper", data=str(folder))
 
 
 def method(name):

@@ -28,7 +28,7 @@ from napo.notebooks import NOTEBOOKS, Notebook, chosen_parameters, declared_para
 from napo.progress import clock
 
 DAY = 86400  # seconds; longest that one cell may take
-FILE_PARAMETERS = ("model", "data")  # if these name a file or folder, a change of it counts
+FILE_PARAMETERS = ("model", "data", "benchmarks")  # if these name a file or folder, a change of it counts
 
 
 @dataclass

@@ -1,18 +1,24 @@
-"""What is measured on the desk world: items of each benchmark, and their scores as long rows, one per example and
-metric.
+"""What is measured on the desk world: items of each benchmark, in official formats where there is one, and scores.
 
-vqa_factual         questions that the prior answers rightly, or on which it has no opinion (where, count): accuracy,
-irrelevant vqa_counterfactual  questions that the prior answers wrongly: accuracy, irrelevant captions
-short and detailed: CHAIRs (0/1: names a thing that is not there), hallucinated and mentioned (counts: CHAIRi is
-                    the ratio of their sums), covered and present (counts: coverage), irrelevant (0/1), tokens (words)
-vlind               VLind-Bench's four steps on counterfactual scenes: CK, VP, CB (0/1) and LP (share of the good
-images)
+vqa_factual         questions that the prior answers rightly, or on which it has no opinion (where, count)
+vqa_counterfactual  questions that the prior answers wrongly; both: accuracy, irrelevant (0/1), tokens (words)
+objhal              captions, short and detailed, of annotated scenes, as in Object HalBench
+vlind               VLind-Bench's four steps on counterfactual scenes, every rendering a good image
+amber               captions with what the prior expects as AMBER's list of likely hallucinations, and questions for
+                    things that are not there
+pope                "is there a ... in the image ?", half of them yes; adversarial: what is missing is expected
+
+All but the first two are scored by `napo.score`, as the official benchmarks are; `official.write` puts them into a
+folder in the official layout, from which `python -m napo.evaluate NAME --data FOLDER` asks and scores the same.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from napo.benchmarks import Benchmark, Question
+from napo.world import official
 from napo.world.language import Claim
 from napo.world.questions import (
     CAPTION_KINDS,
@@ -20,14 +26,23 @@ from napo.world.questions import (
     ask,
     defies_prior,
     question,
-    statement_holds,
     statement_question,
 )
-from napo.world.questions import parse as parse_question
-from napo.world.scenes import CELLS, CLASSES, PRIOR, Scene, prior_scene, render, sample_scene, split_of
+from napo.world.scenes import (
+    CELLS,
+    CLASSES,
+    PRIOR,
+    Scene,
+    missing_partners,
+    prior_scene,
+    render,
+    sample_scene,
+    split_of,
+)
 from napo.world.truth import judge
 
-NAMES = ("vqa_factual", "vqa_counterfactual", "captions", "vlind")
+VQA = ("vqa_factual", "vqa_counterfactual")
+NAMES = (*VQA, "objhal", "vlind", "amber", "pope")
 GOOD_IMAGES = 3  # renderings of each VLind instance
 
 
@@ -42,6 +57,11 @@ class Item:
     question_kind: str
     scene: Scene
     step: str = ""
+
+    @property
+    def key(self):
+        """Its own name among the items of a benchmark."""
+        return f"{self.example_id}/{self.step}" if self.step else self.example_id
 
     @property
     def image(self):
@@ -82,7 +102,30 @@ def _vqa_item(benchmark, example_id, kind, rng, split, counterfactual):
 def _caption(example_id, i, rng, split):
     scene = sample_scene(rng, bool(i // 2 % 2), split)
     kind = CAPTION_KINDS[i % 2]
-    return [Item("captions", example_id, question(kind).text, kind, scene)]
+    return [Item("objhal", example_id, question(kind).text, kind, scene)]
+
+
+def _amber(example_id, i, rng, split):
+    """Captions at even places, at odd ones a question for something that is not there: AMBER's answer is always no."""
+    scene = sample_scene(rng, bool(i // 2 % 2), split)
+    if i % 2 == 0:
+        return [Item("amber", example_id, question("caption").text, "caption", scene)]
+    return [Item("amber", example_id, question("existence", _absent(scene, rng, True)).text, "existence", scene)]
+
+
+def _pope(example_id, i, rng, split):
+    """Yes and no in turns; the example's id says which of POPE's splits it is of."""
+    scene, of_pope = sample_scene(rng, bool(i // 4 % 2), split), ("random", "adversarial")[i // 2 % 2]
+    named = scene.things[rng.integers(len(scene.things))].name
+    asked = named if i % 2 == 0 else _absent(scene, rng, of_pope == "adversarial")
+    return [Item("pope", f"{of_pope}/{i + 1}", question("existence", asked).text, "existence", scene)]
+
+
+def _absent(scene, rng, expected):
+    """A class that is not there; with `expected` one whose partner is, if there is one."""
+    if expected and missing_partners(scene):
+        return rng.choice(missing_partners(scene)).item()
+    return rng.choice([name for name in CLASSES if name not in scene.names]).item()
 
 
 def _vlind(example_id, i, rng, split):
@@ -126,69 +169,43 @@ def _redrawn(scene, rng, split):
             return drawn
 
 
-_MAKERS = {"vqa_factual": _factual, "vqa_counterfactual": _counterfactual, "captions": _caption, "vlind": _vlind}
+_MAKERS = {
+    "vqa_factual": _factual,
+    "vqa_counterfactual": _counterfactual,
+    "objhal": _caption,
+    "vlind": _vlind,
+    "amber": _amber,
+    "pope": _pope,
+}
+
+
+def asked(name, items):
+    """The items as what `asking.ask` reads, without a data folder: images are rendered, predictions are JSON lines."""
+
+    def predictions(answers, model_id):
+        rows = [{"question_id": i.key, "question": i.question, "answer": answers[i.key]} for i in items]
+        return {"predictions.jsonl": "".join(json.dumps(row | {"model_id": model_id}) + "\n" for row in rows)}
+
+    questions = [Question(item.key, item.example_id, item.question, item.image) for item in items]
+    return Benchmark(name, None, tuple(questions), predictions, {"about": official.ABOUT})
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
 def score(name, items, answers):
-    """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for a model's answers to a benchmark."""
-    if name == "vlind":
-        return _score_vlind(items, answers)
-    rows = []
-    for item, answer in zip(items, answers, strict=True):
-        values = _caption_values(item, answer) if name == "captions" else _vqa_values(item, answer)
-        rows += _rows(item, values)
-    return rows
+    """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for a model's answers to a benchmark:
+    by `napo.score` where the format is official."""
+    if name in VQA:
+        return [row for item, answer in zip(items, answers, strict=True) for row in _vqa_rows(item, answer)]
+    return official.score(name, items, answers)
 
 
-def _rows(item, values):
+def _vqa_rows(item, answer):
+    judged = judge(item.scene, item.question, answer)
     keys = {"benchmark": item.benchmark, "example_id": item.example_id, "question_kind": item.question_kind}
+    values = {"accuracy": judged.right, "irrelevant": judged.irrelevant > 0, "tokens": len(answer.split())}
     return [{**keys, "metric": metric, "value": float(value)} for metric, value in values.items()]
-
-
-def _vqa_values(item, answer):
-    judged = judge(item.scene, item.question, answer)
-    return {"accuracy": judged.right, "irrelevant": judged.irrelevant > 0, "tokens": len(answer.split())}
-
-
-def _caption_values(item, answer):
-    judged = judge(item.scene, item.question, answer)
-    return {
-        "CHAIRs": len(judged.hallucinated) > 0,
-        "hallucinated": len(judged.hallucinated),
-        "mentioned": len(judged.mentioned),
-        "covered": len(judged.mentioned & item.scene.names),
-        "present": len(item.scene.names),
-        "irrelevant": judged.irrelevant > 0,
-        "tokens": len(answer.split()),
-    }
-
-
-def _score_vlind(items, answers):
-    examples = {}
-    for item, answer in zip(items, answers, strict=True):
-        examples.setdefault(item.example_id, (item, {}))[1][item.step] = _verdict(answer) == _expected(item)
-    rows = []
-    for item, right in examples.values():
-        pairs = {
-            metric: right[f"{step}1"] and right[f"{step}2"] for metric, step in (("CK", "a"), ("VP", "b"), ("CB", "c"))
-        }
-        images = [step.removeprefix("d1") for step in right if step.startswith("d1")]
-        lp = np.mean([right[f"d1{image}"] and right[f"d2{image}"] for image in images])
-        rows += _rows(item, {**pairs, "LP": lp})
-    return rows
-
-
-def _verdict(answer):
-    """VLind-Bench's own reading: the first word decides, commas and full stops aside."""
-    first = answer.lower().replace("\n", " ").replace(",", "").replace(".", "").split(" ")[0]
-    return first if first in ("true", "false") else "NA"
-
-
-def _expected(item):
-    return "true" if statement_holds(item.scene, parse_question(item.question)) else "false"
 
 
 def summarise(rows):
@@ -211,9 +228,7 @@ def _caption_summary(v):
         "CHAIRi": v["hallucinated"].sum() / max(v["mentioned"].sum(), 1),
         "coverage": v["covered"].sum() / v["present"].sum(),
     }
-    return _means({"CHAIRs": v["CHAIRs"], "irrelevant": v["irrelevant"], "tokens": v["tokens"]}) | {
-        k: float(r) for k, r in ratios.items()
-    }
+    return _means({"CHAIRs": v["CHAIRs"], "tokens": v["tokens"]}) | {k: float(r) for k, r in ratios.items()}
 
 
 def _vlind_summary(v):
@@ -231,4 +246,4 @@ def _vlind_summary(v):
     }
 
 
-_SUMMARIES = {"captions": _caption_summary, "vlind": _vlind_summary}
+_SUMMARIES = {"objhal": _caption_summary, "vlind": _vlind_summary}

@@ -2,10 +2,12 @@
 
 import pytest
 
-from napo.world import benchmarks
-from napo.world.benchmarks import NAMES, items, score, summarise
+from napo import asking, benchmarks, scoring
+from napo.profiles import Decoding
+from napo.world import official
+from napo.world.benchmarks import NAMES, VQA, asked, items, score, summarise
 from napo.world.questions import full_answer, parse
-from napo.world.scenes import prior_scene, split_of
+from napo.world.scenes import missing_partners, prior_scene, split_of
 
 
 def truthful(item):
@@ -35,33 +37,55 @@ def test_items_lie_in_their_split(name, split):
 def test_truth_scores_one_everywhere():
     assert headline("vqa_factual", truthful)["accuracy"] == 1
     assert headline("vqa_counterfactual", truthful)["accuracy"] == 1
-    captions = headline("captions", truthful)
-    assert (captions["CHAIRs"], captions["CHAIRi"], captions["coverage"], captions["irrelevant"]) == (0, 0, 1, 0)
+    captions = headline("objhal", truthful)
+    assert (captions["CHAIRs"], captions["CHAIRi"], captions["coverage"]) == (0, 0, 1)
     assert set(headline("vlind", truthful).values()) == {1.0}
+    amber = headline("amber", truthful)
+    assert (amber["Hal"], amber["imagined"], amber["accuracy"]) == (0, 0, 1) and amber["covered"] == amber["present"]
+    assert headline("pope", truthful) == {"accuracy": 1, "said_yes": 0.5}
 
 
 def test_the_prior_is_wrong_on_every_counterfactual_item():
     assert headline("vqa_counterfactual", prejudiced)["accuracy"] == 0
     vlind = headline("vlind", prejudiced)
     assert (vlind["S_CK"], vlind["Acc_LP"], vlind["S_LP"]) == (1, 0, 0)
-    assert headline("captions", prejudiced)["CHAIRs"] > 0.5
+    assert headline("objhal", prejudiced)["CHAIRs"] > 0.5
+    amber = headline("amber", prejudiced)
+    assert amber["Hal"] > 0.5 and amber["imagined"] > 0.5  # what it imagines is what AMBER's list expects
+
+
+def test_a_caption_of_the_prior_imagines_the_missing_partner():
+    item = next(i for i in items("amber", 40) if i.question_kind == "caption" and missing_partners(i.scene))
+    named, expected = item.scene.things[0].name, missing_partners(item.scene)[0]
+    rows = score("amber", [item, items("amber", 2)[1]], [f"there is a {named} and a {expected} .", "no ."])
+    values = {row["metric"]: row["value"] for row in rows if row["question_kind"] == "generative"}
+    assert (values["hallucinated"], values["imagined"], values["mentioned"], values["covered"]) == (1, 1, 2, 1)
+
+
+def test_pope_items_are_half_yes_and_its_adversary_asks_for_what_is_expected():
+    asked = items("pope", 80)
+    for split in ("random", "adversarial"):
+        there = [parse(i.question).subject in i.scene.names for i in asked if i.example_id.startswith(split)]
+        assert len(there) == 40 and sum(there) == 20
+    for item in asked:
+        subject = parse(item.question).subject
+        if item.example_id.startswith("adversarial") and subject not in item.scene.names:
+            assert subject in missing_partners(item.scene) or not missing_partners(item.scene)
 
 
 def test_caption_scores_by_hand():
-    item = next(item for item in items("captions", 40) if len(item.scene.things) == 2)
+    item = next(item for item in items("objhal", 40) if len(item.scene.things) == 2)
     named = item.scene.things[0].name
     absent = next(name for name in ("frog", "boat", "crab") if name not in item.scene.names)
-    rows = score("captions", [item], [f"there is a {named} and a {absent} ."])
+    rows = score("objhal", [item], [f"there is a {named} and a {absent} ."])
     values = {row["metric"]: row["value"] for row in rows}
-    assert values == {
-        "CHAIRs": 1,
-        "hallucinated": 1,
-        "mentioned": 2,
-        "covered": 1,
-        "present": 2,
-        "irrelevant": 0,
-        "tokens": 8,
-    }
+    assert values == {"CHAIRs": 1, "hallucinated": 1, "mentioned": 2, "covered": 1, "present": 2, "tokens": 8}
+
+
+def test_a_model_that_says_nothing_keeps_its_rows():
+    asked = items("objhal", 4)
+    rows = score("objhal", asked, [""] * 4)
+    assert sum(row["value"] for row in rows if row["metric"] == "mentioned") == 0 and len(rows) == 4 * 6
 
 
 def test_vlind_scores_by_hand():
@@ -77,8 +101,35 @@ def test_vlind_scores_by_hand():
     assert summarise(score("vlind", asked, answers))["vlind"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("answer", "verdict"), [("true .", "true"), ("False, it is", "false"), ("not true", "NA"), ("", "NA")]
-)
-def test_verdicts_are_read_as_vlind_bench_does(answer, verdict):
-    assert benchmarks._verdict(answer) == verdict
+@pytest.mark.parametrize("speaker", [truthful, prejudiced])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in VQA])
+def test_official_files_hold_the_same_questions_pictures_and_scores(name, speaker, tmp_path):
+    """Written in the official layout, read back, answered, predicted and scored as any official benchmark is."""
+    own = items(name, 12)
+    official.write(name, own, tmp_path / "data")
+    benchmark = benchmarks.read(name, tmp_path / "data", task="a")
+    texts = {(item.question, item.image.tobytes()): speaker(item) for item in own}
+    answers = {q.key: texts[q.text, q.opened().tobytes()] for q in benchmark.questions}
+    assert len(answers) == len(own) and benchmark.adapted["words"] == "blanks"
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for file, content in benchmark.predictions(answers, "m").items():
+        (folder / file).write_text(content)
+    results = scoring.score(benchmark, folder, "m", scoring.Scoring("exact"))
+
+    def values(rows):
+        return sorted((row["metric"], row["question_kind"], row["value"]) for row in rows)
+
+    assert values([row for result in results for row in result.examples]) == values(
+        score(name, own, [speaker(item) for item in own])
+    )
+
+
+def test_questions_of_the_desk_alone_are_asked_without_files(tmp_path):
+    own = items("vqa_factual", 5)
+    benchmark = asked("vqa_factual", own)
+    assert [q.text for q in benchmark.questions] == [item.question for item in own]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"key": "{q.key}", "answer": "a"}}\n' for q in benchmark.questions))
+    answers = asking.ask(benchmark, None, Decoding(), log)
+    assert benchmark.predictions(answers, "m")["predictions.jsonl"].count("\n") == 5
