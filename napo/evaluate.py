@@ -47,15 +47,17 @@ def evaluate_cell(cell, profile, runs_dir="runs"):
         "adapter": artifacts.content_hash(adapter) if adapter else None,
     }
     answers = asking.answer(asked, load, cell_decodings(profile), folder, model)
-    predictions = scoring.predict(asked, answers, folder, cell.name)
+    predictions = scoring.predict(asked, answers, folder, cell.name) if asked else None
     scored = functools.cache(lambda: scoring.results(asked, predictions, cell.name, chosen))
+    made = [adapter, answers, predictions, *(file for benchmark in asked for file in scoring.annotations(benchmark))]
     how = {
         "settings": train.cell_settings(profile, cell) | {"evaluation": profile.evaluation},
         "modules": ("evaluate", "world.benchmarks") if profile.is_desk else ("evaluate",),
-        "inputs": [*inputs, *([adapter] if adapter else []), answers, predictions],
+        "inputs": [*inputs, *(path for path in made if path)],
         "seeds": [cell.seed],
     }
-    artifacts.build(folder / "official.json", lambda path: artifacts.write_json(_printed(scored()), path), **how)
+    if asked:
+        artifacts.build(folder / "official.json", lambda path: artifacts.write_json(_printed(scored()), path), **how)
     return artifacts.build(
         folder / "scores.parquet",
         lambda path: score(load, answers, scored(), cell, profile, runs_dir).to_parquet(path, index=False),

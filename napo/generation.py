@@ -44,8 +44,9 @@ def answer_batch(model, processor, texts, images, settings, min_new_tokens=None)
     inputs = packing.tokenised(texts, images, processor, padding=True, padding_side="left").to(model.device)
     temperature = getattr(settings, "temperature", 0.0)
     with torch.random.fork_rng(enabled=temperature > 0):
-        if temperature > 0:  # by the batch's prompts, so that a batch's samples do not depend on what came before it
-            torch.manual_seed(int(hashlib.sha256(f"{settings.seed} {texts}".encode()).hexdigest()[:15], 16))
+        if temperature > 0:  # by the batch's first prompt: samples do not depend on what came before the batch
+            key = prompt_key(f"{settings.seed} {texts[0]}", images[0] if images else None)
+            torch.manual_seed(int(key[:15], 16))
         generated = model.generate(
             **inputs,
             do_sample=temperature > 0,

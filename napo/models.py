@@ -238,7 +238,8 @@ def load_adapter(model, folder):
     if not (Path(folder) / "adapter_config.json").exists():
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = " ".join(" ".join(str(error).split()).split(". ")[0].split("\t")).strip()[:200]

@@ -37,13 +37,16 @@ PAIRS, BIAS = "base-*/pairs.parquet", "base-*/bias.parquet"
 REFERENCE, NOISE = "base-*/reference.parquet", "base-*/noise.parquet"
 ADAPTERS, STEPS = "cells/*/adapter", "cells/*/steps.jsonl"
 SCORES, ANSWERS = "cells/*/scores.parquet", "cells/*/answers.parquet"
+PREDICTIONS = "cells/*/predictions"
 BASES = ("napo/world/bases/**/*",)
 NOTEBOOKS = (
     Notebook("00_box_cox"),
     Notebook("01_perturb_data", writes=(PAIRS,), also=(BIAS,), data=BASES),
     Notebook("02_estimate_noise", reads=(PAIRS,), writes=(REFERENCE, NOISE), data=BASES),
     Notebook("03_train", reads=(PAIRS, REFERENCE), writes=(ADAPTERS, STEPS), data=BASES),
-    Notebook("04_evaluate", reads=(PAIRS, REFERENCE, ADAPTERS), writes=(SCORES, ANSWERS), data=BASES),
+    Notebook(
+        "04_evaluate", reads=(PAIRS, REFERENCE, ADAPTERS), writes=(SCORES, ANSWERS), also=(PREDICTIONS,), data=BASES
+    ),
     Notebook("05_ablations", reads=(NOISE, STEPS, SCORES), writes=("tables", "claims.json", "report.md")),
 )
 

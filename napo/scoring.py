@@ -9,6 +9,8 @@ from napo.benchmarks import OBJHAL_QUESTIONS, POPE_SPLITS, data_folder
 from napo.score import amber, mmhal, objhal, pope, similarity, vlind, words
 from napo.score.records import read_predictions
 
+COCO_KINDS, COCO_PARTS = ("instances", "captions"), ("train", "val")
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -66,6 +68,21 @@ def check(benchmark, scoring=Scoring()):
             (plain or words.nouns)("a dog")
 
 
+def annotations(benchmark):
+    """The files that a benchmark's scores depend on besides its prediction files."""
+    if benchmark.name not in SCORERS:
+        return []
+    files = data_folder(benchmark.name, benchmark.folder)
+    names = {
+        "vlind": ["data.json"],
+        "objhal": ["synonyms_refine.txt", *(f"{kind}_{part}2014.json" for kind in COCO_KINDS for part in COCO_PARTS)],
+        "amber": ["annotations.json", "relation.json", "safe_words.txt"],
+        "mmhal": [],
+        "pope": [name for split in POPE_SPLITS if (name := f"coco_pope_{split}.json") in files.by_name],
+    }
+    return [files.path(name) for name in names[benchmark.name]]
+
+
 def plain_words(benchmark):
     """The callable that takes an adapted benchmark's texts apart; None for the official ones: NLTK does."""
     return str.split if benchmark.adapted.get("words") == "blanks" else None
@@ -85,9 +102,7 @@ def _objhal(benchmark, files, folder, model_id, scoring):
 
 
 def _coco_folder(files):
-    for name in ("captions_train2014.json", "captions_val2014.json", "instances_train2014.json"):
-        files.path(name)
-    return files.path("instances_val2014.json").parent
+    return [files.path(f"{kind}_{part}2014.json") for kind in COCO_KINDS for part in COCO_PARTS][0].parent
 
 
 def _amber(benchmark, files, folder, model_id, scoring):

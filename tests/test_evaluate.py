@@ -1,21 +1,21 @@
 """Evaluation: held-out margins against stock transformers, the table, adapters that do nothing, repeatability."""
 
-import sys
-import types
+import json
 from dataclasses import replace
 
 import numpy as np
+import official_data
 import pandas as pd
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from test_logps import truth
-from test_packing import photo
 from tiny_cells import make_base, make_profile, with_training
 
-from napo import evaluate, models, train
+from napo import asking, evaluate, generation, models, profiles, request, scoring, train
 from napo.artifacts import BadInput, MissingArtifact
 from napo.profiles import KINDS, REJECTED_KINDS, Cell
+from napo.world import benchmarks
+from napo.world.questions import full_answer, parse
 
 COLUMNS = ["method", "base", "seed", "flip_rate", "benchmark", "metric", "example_id", "question_kind", "value"]
 BASE, TRAINED = Cell("base"), Cell("dpo_all", seed=2, flip_rate=0.25)
@@ -121,39 +121,101 @@ def test_all_cells_come_back_as_one_table(world):
     assert train_base in profile.cells()
 
 
-def test_a_benchmark_is_asked_in_full_and_scored_once(world, monkeypatch):
-    """A stand-in for the desk world: what it asks reaches the model, what the model says reaches its score."""
-    item = types.SimpleNamespace
-    items = [item(example_id=f"e{i}", image=photo(i), question=f"what {i}?", question_kind="colour") for i in range(5)]
-    seen = []
+def with_benchmarks(profile, folder, decoding="greedy"):
+    settings = replace(profile.evaluation, benchmarks=("vlind", "pope", "heldout_pairs"), data=str(folder))
+    return replace(profile, evaluation=replace(settings, decoding=decoding, batch_size=4))
 
-    def score(name, asked, answers):
-        seen.append((name, asked, answers))
-        return [
-            {
-                "benchmark": name,
-                "metric": "length",
-                "example_id": i.example_id,
-                "question_kind": "colour",
-                "value": len(a),
-            }
-            for i, a in zip(asked, answers, strict=True)
-        ]
 
-    fake = types.ModuleType("napo.world.benchmarks")
-    fake.items, fake.score = lambda name, n, seed: items[seed : seed + n], score
-    monkeypatch.setitem(sys.modules, "napo.world.benchmarks", fake)
-    model, processor = models.load(world[0].model, world[0].quantisation)
-    settings = replace(world[0].evaluation, items=3, seed=1, max_new_tokens=6)
-    settings = replace(settings, benchmarks=("captions", "heldout_pairs"))
-    asked = evaluate.ask(model, processor, settings)
-    assert list(asked.columns) == ["benchmark", "example_id", "question", "answer"]
-    records = evaluate.score_answers(asked, settings)
-    assert [record["example_id"] for record in records] == ["e1", "e2", "e3"]
-    assert len(seen) == 1 and seen[0][0] == "captions" and seen[0][2] == asked["answer"].tolist()
-    for line, one in zip(asked.to_dict("records"), items[1:4], strict=True):
-        text = f"USER: <image> {one.question} ASSISTANT:"
-        inputs = processor(text=[text], images=[one.image], return_tensors="pt")
-        with torch.no_grad():
-            out = model.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
-        assert line["answer"] == processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+@pytest.fixture(scope="module")
+def official(world, tmp_path_factory):
+    """The same cells with two official benchmarks besides."""
+    folder = tmp_path_factory.mktemp("official")
+    for name in ("vlind", "pope"):
+        official_data.WRITERS[name](folder / name)
+    profile = with_benchmarks(world[0], folder)
+    for cell in (BASE, TRAINED):
+        evaluate.evaluate_cell(cell, profile, world[1])
+    return profile, world[1], folder
+
+
+def test_official_benchmarks_enter_the_cells_table(official):
+    profile, runs, _ = official
+    folder = train.cell_folder(profile, TRAINED, runs)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert list(scores.columns) == COLUMNS
+    assert scores.groupby("benchmark")["example_id"].nunique().to_dict() == {"heldout_pairs": 4, "pope": 12, "vlind": 2}
+    assert set(map(tuple, scores[COLUMNS[:4]].drop_duplicates().to_numpy().tolist())) == {("dpo_all", 0, 2, 0.25)}
+    printed = json.loads((folder / "official.json").read_text())
+    assert printed["vlind"]["Acc_LP"] == scores.query("metric == 'LP'")["value"].mean()
+    assert {file.name for file in (folder / "predictions" / "pope").iterdir()} == {
+        f"coco_pope_{split}_answers.jsonl" for split in ("random", "popular", "adversarial")
+    }
+
+
+def test_a_cell_and_the_command_line_say_the_same(official, tmp_path, capsys):
+    profile, runs, data = official
+    folder = train.cell_folder(profile, TRAINED, runs)
+    arguments = ["vlind", "--model", profile.model, "--adapter", str(folder / "adapter"), "--data", str(data / "vlind")]
+    arguments += ["--four-bit", "--decoding", "greedy", "--out", str(tmp_path), "--device", "cpu"]
+    assert request.main(arguments) == 0
+    mine, cells = (pd.read_parquet(place / "scores.parquet") for place in (tmp_path, folder))
+    assert mine.equals(cells[cells["benchmark"] == "vlind"].reset_index(drop=True))
+    assert (
+        json.loads(capsys.readouterr().out)["S_VP"]
+        == json.loads((folder / "official.json").read_text())["vlind"]["S_VP"]
+    )
+
+
+def test_changed_questions_are_asked_again_and_unchanged_ones_are_not(official, monkeypatch):
+    profile, runs, data = official
+    path = train.cell_folder(profile, BASE, runs) / "scores.parquet"
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+        assert evaluate.evaluate_cell(BASE, profile, runs).read_bytes() == before
+    asked = []
+    stock = generation.generate
+    monkeypatch.setattr(generation, "generate", lambda *a, **k: asked.append(len(a[2])) or stock(*a, **k))
+    evaluate.evaluate_cell(BASE, with_benchmarks(profile, data, "beams"), runs)
+    assert sum(asked) == 20 + 12
+
+
+def test_desk_items_are_scored_from_official_files(tmp_path, monkeypatch):
+    """A desk profile's cell, with the truth put into the model's mouth."""
+    profile = replace(profiles.get("smoke"), evaluation=replace(profiles.get("smoke").evaluation, items=8))
+    names = [name for name in profile.evaluation.benchmarks if name != "heldout_pairs"]
+    asked = evaluate.cell_benchmarks(profile, tmp_path)
+    assert [benchmark.name for benchmark in asked] == names == list(benchmarks.NAMES)
+    truth = {
+        (item.question, item.image.tobytes()): full_answer(item.scene, parse(item.question))
+        for name in names
+        for item in benchmarks.items(name, 8)
+    }
+
+    def speak(model, processor, prompts, settings):
+        return [truth[row["question"], row["image"].tobytes()] for row, _, _ in prompts]
+
+    monkeypatch.setattr(generation, "generate", speak)
+    answers = asking.answer(asked, lambda: (None, None), evaluate.cell_decodings(profile), tmp_path / "cell", {})
+    predictions = scoring.predict(asked, answers, tmp_path / "cell", "truth")
+    scored = scoring.results(asked, predictions, "truth", scoring.Scoring("exact"))
+    summaries = {name: [result.summary for result in found] for name, found in scored.items()}
+    assert list(scored) == ["objhal", "vlind", "amber", "pope"]
+    assert summaries["objhal"][0]["CHAIRs"] == 0 and summaries["objhal"][0]["obj_rec"] == 1
+    assert summaries["vlind"][0]["Acc_CB"] == summaries["vlind"][0]["S_LP"] == 1
+    assert summaries["amber"][0]["Hal"] == pytest.approx(0, abs=0.1) and summaries["amber"][0]["Accuracy"] > 99
+    assert [summary["acc"] for summary in summaries["pope"]] == [1, 1]
+    vqa = evaluate.score_desk("vqa_factual", pd.read_parquet(answers), profile.evaluation)
+    assert {row["value"] for row in vqa if row["metric"] == "accuracy"} == {1.0}
+
+
+def test_a_folder_of_benchmarks_joins_the_papers_profile(tmp_path):
+    for name in ("pope", "vlind"):
+        (tmp_path / name).mkdir()
+    profile = profiles.get("paper", benchmarks=str(tmp_path), device="cpu")
+    assert profile.evaluation.benchmarks == ("vlind", "pope", "heldout_pairs")
+    assert evaluate.cell_decodings(profile)["vlind"] == replace(profiles.DECODINGS["paper"]["vlind"], batch_size=8)
+    with pytest.raises(BadInput, match="desk world's own benchmarks"):
+        profiles.get("desk", benchmarks=str(tmp_path))
+    with pytest.raises(BadInput, match="no folder of a benchmark .vlind, .* in .*none: run `make data`"):
+        profiles.get("paper", benchmarks=str(tmp_path / "none"))
