@@ -186,19 +186,24 @@ def _result(scored, model_id, notices):
         printed=[f"{model_id} scores:", " ".join(f"{value:.1f} &" for value in shown_percent)],
         examples=examples,
         notices=notices,
-        details={"S_LP_micro": _ratio(total["d_pass_micro"], total["bc_pass_micro"]), "per_concept": per_concept},
+        details={
+            "S_LP_micro": _ratio(total["d_pass_micro"], total["bc_pass_micro"]),
+            "counts": total,
+            "per_concept": per_concept,
+        },
     )
 
 
 def _totals(rows):
     """Sums over instances, in their order; rows: (concept, a, b, c, d per image, number of images)."""
-    names = "n images a b c d_macro c_pass bc_pass d_pass_macro d_pass_micro bc_pass_micro".split()
+    names = "n images a b c d_macro d_micro c_pass bc_pass d_pass_macro d_pass_micro bc_pass_micro".split()
     total = dict.fromkeys(names, 0)
     for _, a, b, c, d, n_images in rows:
         c_pass = c * a  # needs commonsense knowledge, not perception
         bc_pass = b * c_pass
         d_macro = sum(d) / n_images  # an instance weighs the same however many good images it has
-        add = (1, n_images, a, b, c, d_macro, c_pass, bc_pass, d_macro * bc_pass, sum(d) * bc_pass, bc_pass * n_images)
+        passed = (d_macro * bc_pass, sum(d) * bc_pass, n_images * bc_pass)
+        add = (1, n_images, a, b, c, d_macro, sum(d), c_pass, bc_pass, *passed)
         for name, value in zip(names, add, strict=True):
             total[name] += value
     return total
