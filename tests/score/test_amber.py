@@ -113,7 +113,7 @@ def test_equals_a_straightforward_formulation():
 
 
 def test_worked_by_hand():
-    """Nouns are pooled over captions; every denominator has 0.001 more; what is not in the vocabulary counts nowhere."""
+    """Nouns are pooled over captions; denominators have 0.001 more; other words than the vocabulary's count nowhere."""
     known = annotations((["dog", "dog"], ["cat"]), (["sky"], ["boat", "sea"]))
     result = amber.score(said("dog cat table", "tree boat"), known, "g", EXACT, nouns=str.split)
     expected = {"CHAIR": 2 / 4.001, "Cover": 1 / 3.001, "Hal": 1 - 0 / 2.001, "Cog": 2 / 3.001}
@@ -137,7 +137,7 @@ class TestAnswers:
         return amber.score(said(*(response for *_, response in triples)), known, task, None)
 
     def test_worked_by_hand(self):
-        """No is the positive class; "no", "No." and "" are wrong and no "No"; existence has 0.001 in F1, others 0.0001."""
+        """No is the positive class; "no", "No." and "" are wrong and no "No"; F1 has 0.001 for existence."""
         state, existence, relation, old_relation = (self.KINDS[i] for i in (1, 0, 2, 3))
         found = self.score(
             "d",

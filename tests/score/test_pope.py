@@ -75,7 +75,7 @@ def test_always_no_leaves_precision_undefined(command, write):
 
 
 def test_llava_key_and_seem_layout(command, write):
-    """LLaVA-RLHF's answers have the key text; the seem files are JSON lists, which the official evaluator cannot read."""
+    """LLaVA-RLHF's answers have the key text; POPE's seem files are lists, which the official evaluator cannot read."""
     asked = questions(["yes", "no"])
     rows = [{"question_id": 1, "text": "Yes"}, {"question_id": 2, "text": "No"}]
     found = command("pope", "--questions", write("q.json", asked), "--answers", write("a.jsonl", rows))
