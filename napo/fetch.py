@@ -21,7 +21,7 @@ from napo.fetch_table import GROUPS, TABLE, ByHand, HubDataset, ListedImages, So
 
 RECORD = "SOURCES.json"
 KNOWN, FIRST = "verified", "recorded on first fetch"
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes; what is lost of a connection that breaks is less
 TIMEOUT = (20, 120)  # seconds to connect, between bytes
 TRIES = 4
 
