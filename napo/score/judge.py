@@ -27,7 +27,7 @@ OFFICIAL_TEMPLATE = "2c73d8c50f1740d000fae62cfeed103c2f7a5bcfa904b27e6e09900e7ce
 
 
 def sha256(text):
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -105,10 +105,16 @@ def review(prompts, judge, template_hash, path):
             if sha256(prompt) not in known:
                 reply = judge.ask(prompt) | {"judge": about, "prompt_sha256": sha256(prompt)}
                 known[reply["prompt_sha256"]] = reply
-                log.write(json.dumps(reply, ensure_ascii=False) + "\n")
+                log.write(json.dumps(reply) + "\n")
                 log.flush()
-    artifacts.write_json([known[sha256(prompt)] for prompt in prompts], path)
+    _write([known[sha256(prompt)] for prompt in prompts], path)
     partial.unlink()
+
+
+def _write(reviews, path):
+    """The review file. Escaped, because replies can hold half characters that no file could."""
+    with artifacts.atomic(path) as temporary:
+        temporary.write_text(json.dumps(reviews, indent=1) + "\n", encoding="utf-8")
 
 
 def _kept(partial, about):
@@ -123,7 +129,7 @@ def _kept(partial, about):
             replies[reply["prompt_sha256"]] = reply
     if partial.exists():  # rewritten, so that the next line does not continue half a line
         with artifacts.atomic(partial) as temporary:
-            lines = (json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies.values())
+            lines = (json.dumps(reply) + "\n" for reply in replies.values())
             temporary.write_text("".join(lines), encoding="utf-8")
     return replies
 
@@ -132,7 +138,7 @@ def write_prompts(prompts, path):
     """The prompts for a judge elsewhere: JSON lines {item, prompt_sha256, prompt}."""
     lines = [{"item": i, "prompt_sha256": sha256(prompt), "prompt": prompt} for i, prompt in enumerate(prompts)]
     with artifacts.atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def read_replies(replies, prompts, name, template_hash):
@@ -199,7 +205,7 @@ def run(asked):
         write_prompts(prompts, asked.out)
     else:
         replies = read_replies(read_predictions(asked.replies), prompts, asked.name, sha256(template))
-        artifacts.write_json(replies, asked.out)
+        _write(replies, asked.out)
     if sha256(template) != OFFICIAL_TEMPLATE:
         print("note: this is not the official prompt; scores are not comparable", file=sys.stderr)
     print(f"wrote {shown(asked.out)}")

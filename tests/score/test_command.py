@@ -52,3 +52,11 @@ def test_as_a_program(write):
     assert ended.stderr == "note: 1 questions at the end have no answer and are left out (question_id 2)\n"
     ended = subprocess.run([*command[:-1], "none.jsonl"], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr == "error: missing none.jsonl: check the path\n"
+
+
+def test_any_text_can_be_shown(write, command):
+    """JSON can hold half a character, which no stream could print as it is."""
+    texts = ["half \ud83d", "\u20ac rating: 3 \u2028"] * 48
+    reviews = [{"choices": [{"message": {"content": text}}]} for text in texts]
+    found = command("mmhal", "--reviews", write("r.json", reviews))
+    assert found["unparseable"][0] == {"item": 0, "review": "half \ud83d"}

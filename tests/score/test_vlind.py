@@ -196,6 +196,10 @@ class TestBadInput:
         notices = command("vlind", "--predictions", empty.parent, "--model-id", "m")["notices"]
         assert any("2_1.jsonl is empty" in notice for notice in notices)
 
+    def test_empty_answers_are_reported(self):
+        record = instance() | {"m_pred_b2": {"response": " ", "answer": "NA"}}
+        assert "1 empty answers (global_id 0)" in vlind.score([record], "m").notices
+
     def test_answers_that_contradict_their_response_are_reported(self):
         record = instance() | {"m_pred_b1": {"response": "False", "answer": "True"}, "m_pred_b2": said("no")}
         notices = vlind.score([record], "m").notices
