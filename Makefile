@@ -1,7 +1,7 @@
 # Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
 # BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
-# RUNS = another folder than runs/; BASES = "0 1"; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
+# RUNS = another folder than runs/; BASES = "0 1"; GROUPS = "amber pope" of data, default all; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
 # gigabytes of CUDA wheels), default is plain pip; PYTHON = the interpreter for .venv/ (python3.11, else python3).
 
 # Only these two may also come from the environment; the others from the command line.
@@ -16,6 +16,7 @@ DEVICE =
 BENCHMARKS =
 BAD_ROWS =
 BASES = 0
+GROUPS =
 PYTHON =
 
 PROFILES := smoke desk study paper
@@ -30,7 +31,7 @@ PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)")
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lint lab bench bases publish clean profile
+.PHONY: help reproduce test lint lab bench data bases publish clean profile
 
 help:  ## what can be made, and the variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -53,6 +54,9 @@ lab: .venv/.installed  ## open the notebooks in JupyterLab
 bench: .venv/.installed  ## time and memory of a training step beside others'; results and a figure in benchmarks/results/
 	@$(BIN)/python benchmarks/engine.py
 	@$(BIN)/python benchmarks/figure.py
+
+data: .venv/.installed  ## fetch the benchmarks' official files into data/, from a table of sources with their licences
+	@$(BIN)/python -m napo.fetch $(GROUPS)
 
 bases: .venv/.installed  ## train the desk world's base models BASES (default 0) again, from nothing
 	@for base in $(BASES); do $(BIN)/python -m napo.world.bases --seed "$$base" || exit; done

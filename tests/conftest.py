@@ -9,6 +9,9 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 os.environ.pop("MPLBACKEND", None)
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+if SHARED.is_dir():  # NLTK reads this once, when it is imported
+    os.environ["NLTK_DATA"] = str(SHARED / "nltk_data")
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +23,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """../shared, beside the repository; without it the test is skipped, or fails if CI_REQUIRE_SHARED is set."""
-    return shared_folder(ROOT.parent / "shared", bool(os.environ.get("CI_REQUIRE_SHARED")))
+    return shared_folder(SHARED, bool(os.environ.get("CI_REQUIRE_SHARED")))
 
 
 def shared_folder(folder: Path, required: bool) -> Path:

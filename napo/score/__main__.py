@@ -91,7 +91,7 @@ SCORERS = {"vlind": _vlind, "objhal": _objhal, "amber": _amber, "mmhal": _mmhal,
 def write_examples(rows, path):
     """One JSON object per line, whole or not at all."""
     with artifacts.atomic(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(row) + "\n" for row in rows)
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ def main(arguments=None):
         return 2
     for notice in result.notices:
         print(f"note: {notice}", file=sys.stderr)
-    print(json.dumps({"benchmark": result.benchmark} | result.as_json(), indent=1, ensure_ascii=False))
+    print(json.dumps({"benchmark": result.benchmark} | result.as_json(), indent=1))
     return 0
 
 

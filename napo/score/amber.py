@@ -263,7 +263,7 @@ def _score_answers(result, answers, task):
         sections[name] = _section(pooled, 0.001 if name == "Existence" else 0.0001)
         result.printed += [f"{TITLES.get(name, name)}:", *_lines(sections[name])]
     result.summary |= sections[TASKS[task][0]]
-    result.details |= {"sections": sections}
+    result.details |= {"sections": sections, "counts": {part: vars(count) for part, count in counts.items()}}
     odd = Counter(response for _, response in answers if response not in ("Yes", "No"))
     if odd:
         named = [f"{text[:20]!r} {n} times" for text, n in odd.most_common()]

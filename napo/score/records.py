@@ -117,16 +117,16 @@ def read_json(path: str | Path, kind: type = list):
 
 
 def _read_file(path):
-    text = read_text(path)
+    text, name = read_text(path), shown(path)
     if text.lstrip()[:1] == "[":
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{shown(path)} is damaged or cut short ({error}): write it again") from None
-        places = [f"{shown(path)}, record {i}" for i in range(len(values))]
+        places = [f"{name}, record {i}" for i in range(len(values))]
     else:
         lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        places = [f"{shown(path)}, line {i}" for i, _ in lines]
+        places = [f"{name}, line {i}" for i, _ in lines]
         values = [_line(line, place) for (_, line), place in zip(lines, places, strict=True)]
     for value, place in zip(values, places, strict=True):
         if not isinstance(value, dict):

@@ -8,7 +8,7 @@ columns CB and LP are Acc_CB and Acc_LP, unconditional; S_CB and S_LP count only
 import re
 
 from napo.artifacts import BadInput
-from napo.score.records import Result, long_rows, repeated, some, where
+from napo.score.records import Result, blank, long_rows, repeated, some, where
 
 STYLES = {
     "all": [str(i) for i in range(12)],
@@ -91,9 +91,10 @@ def _good(predictions, i, min_votes, style):
             f"{where(predictions, i)}: 'aggregated_human_label_good_images' must map image ids to numbers of votes: "
             "take it from data.json"
         )
-    if not isinstance(predictions[i].get("concept"), str):
+    images = good_images(predictions[i], min_votes, style)
+    if images and not isinstance(predictions[i].get("concept"), str):
         raise BadInput(f"{where(predictions, i)}: no 'concept': take the record from data.json")
-    return good_images(predictions[i], min_votes, style)
+    return images
 
 
 def _instance(predictions, i, model_id, images):
@@ -123,14 +124,16 @@ def _answer(predictions, i, model_id, step, image=None):
 
 def _notices(predictions, model_id, identities, skipped, annotations):
     notices = [f"{len(skipped)} instances without a good image were left out"] if skipped else []
-    odd, contradictory = [], []
+    odd, contradictory, answers = [], [], []
     for identity, record in zip(identities, predictions, strict=True):
         for found in _all_answers(record, model_id):
             odd += [identity] * (found.get("answer") not in ("True", "False", "NA"))
             response = found.get("response")
+            answers += [(identity, response)] * isinstance(response, str)
             contradictory += [identity] * (
                 isinstance(response, str) and infer_true_or_false(response) != found.get("answer")
             )
+    notices += blank(answers, "global_id")
     if odd:
         notices.append(f"{len(odd)} answers are none of True, False, NA and count as wrong (global_id {some(odd)})")
     if contradictory:
@@ -186,19 +189,24 @@ def _result(scored, model_id, notices):
         printed=[f"{model_id} scores:", " ".join(f"{value:.1f} &" for value in shown_percent)],
         examples=examples,
         notices=notices,
-        details={"S_LP_micro": _ratio(total["d_pass_micro"], total["bc_pass_micro"]), "per_concept": per_concept},
+        details={
+            "S_LP_micro": _ratio(total["d_pass_micro"], total["bc_pass_micro"]),
+            "counts": total,
+            "per_concept": per_concept,
+        },
     )
 
 
 def _totals(rows):
     """Sums over instances, in their order; rows: (concept, a, b, c, d per image, number of images)."""
-    names = "n images a b c d_macro c_pass bc_pass d_pass_macro d_pass_micro bc_pass_micro".split()
+    names = "n images a b c d_macro d_micro c_pass bc_pass d_pass_macro d_pass_micro bc_pass_micro".split()
     total = dict.fromkeys(names, 0)
     for _, a, b, c, d, n_images in rows:
         c_pass = c * a  # needs commonsense knowledge, not perception
         bc_pass = b * c_pass
         d_macro = sum(d) / n_images  # an instance weighs the same however many good images it has
-        add = (1, n_images, a, b, c, d_macro, c_pass, bc_pass, d_macro * bc_pass, sum(d) * bc_pass, bc_pass * n_images)
+        passed = (d_macro * bc_pass, sum(d) * bc_pass, n_images * bc_pass)
+        add = (1, n_images, a, b, c, d_macro, sum(d), c_pass, bc_pass, *passed)
         for name, value in zip(names, add, strict=True):
             total[name] += value
     return total

@@ -95,11 +95,15 @@ class _NounLemmatizer:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
         self._reader = WordNetCorpusReader.__new__(WordNetCorpusReader)
-        with index.open("utf8") as lines:
-            names = (line.split(" ", 1)[0] for line in lines if not line.startswith(" "))
-            self._reader._lemma_pos_offset_map = dict.fromkeys(names, ("n",))
-        with exceptions.open("utf8") as lines:
-            self._reader._exception_map = {"n": {form: lemmas for form, *lemmas in map(str.split, lines)}}
+        names = (line.split(" ", 1)[0] for line in _lines(index) if not line.startswith(" "))
+        self._reader._lemma_pos_offset_map = dict.fromkeys(names, ("n",))
+        self._reader._exception_map = {"n": {form: lemmas for form, *lemmas in map(str.split, _lines(exceptions))}}
 
     def __call__(self, word):
         return min(self._reader._morphy(word, "n"), key=len, default=word)
+
+
+def _lines(pointer):
+    """Lines of a file that NLTK found, in a folder or a zip archive."""
+    with pointer.open() as file:
+        return file.read().decode("utf-8").splitlines()
