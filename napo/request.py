@@ -174,7 +174,7 @@ def parser():
     top.add_argument("--dtype", default="", help=f"{', '.join(DTYPES)}; default: bfloat16 on a GPU, else float32")
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     top.add_argument("--batch-size", type=int, default=8, help="questions at once; default: 8")
-    top.add_argument("--task", default="g", choices=benchmarks.AMBER_QUERIES, help="of AMBER; default: g, generative")
+    top.add_argument("--task", default="g", choices=benchmarks.AMBER_TASKS, help="of AMBER; default: g, generative")
     top.add_argument(
         "--similarity", default="spacy", help="of AMBER's words: spacy (default, official), exact, table:FILE"
     )

@@ -112,8 +112,7 @@ def amber(folder):
     save_json(folder / "relation.json", {"dog": [], "cat": [], "grass": ["ground"]})
     (folder / "safe_words.txt").write_text("line\nlight")
     queries = [{"id": i, "image": f"AMBER_{i}.jpg", "query": text} for i, text in AMBER_QUESTIONS]
-    for name, part in (("all", queries), ("generative", queries[:2]), ("discriminative", queries[2:])):
-        save_json(folder / "query" / f"query_{name}.json", part)
+    save_json(folder / "query" / "query_all.json", queries)
     for i, _ in AMBER_QUESTIONS:
         save(folder / "image" / f"AMBER_{i}.jpg", i)
     return folder

@@ -149,6 +149,25 @@ def test_amber_asks_its_queries_and_writes_yes_or_no(tmp_path, task, ids):
 
 
 @pytest.mark.parametrize(
+    ("task", "file"),
+    [("g", "generative"), ("d", "discriminative"), ("da", "discriminative-attribute"), ("a", "all")]
+    + [("de", "discriminative-existence"), ("dr", "discriminative-relation")],
+)
+def test_amber_tasks_are_the_published_lists(shared, task, file):
+    """From its own list, and from the list of all, which `make data` fetches: but for one question the same."""
+    published = shared / "benchmarks" / "data" / "amber"
+    expected = [(row["id"], row["query"]) for row in json.loads((published / f"query_{file}.json").read_text())]
+    for names in ({f"query_{file}.json", "annotations.json"}, {"query_all.json", "annotations.json"}):
+        files = benchmarks.data_folder("amber", published)
+        files.by_name = {name: published / name for name in names}
+        files.image = lambda name: published / name  # the images cannot be had here
+        questions, _ = benchmarks._amber(files, task, None)
+        asked = [(int(q.key), q.text) for q in questions]
+        assert [pair for pair in asked if pair[0] != 13193] == [pair for pair in expected if pair[0] != 13193]
+        assert len(asked) == len(expected)
+
+
+@pytest.mark.parametrize(
     ("text", "read"),
     [
         ("Yes", "Yes"),
@@ -212,7 +231,7 @@ def test_unknown_names_and_missing_folders(tmp_path):
     [
         ("vlind", "data.json"),
         ("objhal", "objhal_300_index.jsonl"),
-        ("amber", "query_generative.json"),
+        ("amber", "query_all.json"),
         ("amber", "annotations.json"),
         ("mmhal", "mmhal-bench_answer_template.json"),
     ],

@@ -101,7 +101,7 @@ def _amber_files(items):
         "annotations.json": annotations,
         "relation.json": {name: [] for name in CLASSES},
         "safe_words.txt": "",
-        benchmarks.AMBER_QUERIES["a"]: queries,
+        benchmarks.AMBER_QUERIES: queries,
     }
     return files, {f"images/{q['image']}": item.scene for q, item in zip(queries, _amber_order(items), strict=True)}
 
