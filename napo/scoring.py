@@ -143,6 +143,6 @@ def unscored(name, folder, limit):
     if limit:
         return f"the first {limit} examples only, so no score; run without --limit for one"
     return (
-        f"no score yet: a judge has to review the answers in {shown(folder)}; see `python -m napo.score mmhal --help`, "
-        "then run the same command again with --reviews FILE"
+        f"no score yet: a judge has to review the answers in {shown(folder)}/predictions (`python -m napo.score.judge "
+        "--help`); then run the same command again with --reviews FILE"
     )
