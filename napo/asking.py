@@ -60,14 +60,14 @@ def ask(benchmark, load, decoding, log):
     decoding  profiles.Decoding
     log       Path of the answers so far; the caller names it by what the answers depend on
     """
-    known = read_log(log)
-    batches = [batch for batch in in_batches(benchmark, decoding.batch_size) if any(q.key not in known for q in batch)]
-    if batches:
-        model, processor = load()
-        make_folder(Path(log).parent)
-        with open(log, "a", encoding="utf-8") as handle:
-            _only_one(handle, log)
-            for batch in progress(batches, f"{benchmark.name}: batch"):
+    make_folder(Path(log).parent)
+    with open(log, "a", encoding="utf-8") as handle:
+        _only_one(handle, log)
+        known = read_log(log)
+        left = [batch for batch in in_batches(benchmark, decoding.batch_size) if any(q.key not in known for q in batch)]
+        if left:
+            model, processor = load()
+            for batch in progress(left, f"{benchmark.name}: batch"):
                 answers = _answers(model, processor, batch, decoding)
                 known |= _write(handle, {key: text for key, text in answers.items() if key not in known})
     return {question.key: known[question.key] for question in benchmark.questions}
