@@ -96,12 +96,12 @@ class Coco:
             segments = read_json(folder / f"instances_{part}2014.json", dict)
             texts = read_json(folder / f"captions_{part}2014.json", dict)
             try:
-                names = names or {item["id"]: item["name"] for item in segments["categories"]}
+                names = names or {item["id"]: "" + item["name"] for item in segments["categories"]}
                 images |= {item["id"] for item in [*segments["images"], *texts["images"]]}
                 for item in segments["annotations"]:
                     objects.setdefault(item["image_id"], []).append(names[item["category_id"]])
                 for item in texts["annotations"]:
-                    captions.setdefault(item["image_id"], []).append(item["caption"])
+                    captions.setdefault(item["image_id"], []).append("" + item["caption"])  # text, or a TypeError
             except (KeyError, TypeError) as error:
                 raise BadInput(
                     f"{shown(folder)}: {part} files are no COCO 2014 annotations ({error!r}): get them with make data"
