@@ -4,5 +4,5 @@ vlind, objhal, amber, mmhal, pope  score(records, ...) -> records.Result, pure f
 records     reading prediction files; what is wrong with them is a BadInput or a notice
 words       tokens, lemmas and nouns by NLTK, as the official scripts take them
 similarity  when AMBER takes two words for the same thing
-judge       who rates MMHal-Bench's answers: an endpoint, a local chat model, or somebody elsewhere
+judge       MMHal-Bench's prompts out, a judge's reviews in; chat  the judges: an endpoint, a local chat model
 """

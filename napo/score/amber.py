@@ -76,6 +76,11 @@ class Annotations:
         records = read_json(folder / "annotations.json")
         associations = read_json(folder / "relation.json", dict)
         safe = frozenset(read_text(folder / "safe_words.txt").split("\n"))
+        for word, found in associations.items():
+            if not isinstance(found, list) or not all(isinstance(other, str) for other in found):
+                raise BadInput(
+                    f"{shown(folder / 'relation.json')}: {word!r} has no list of words: get AMBER's data again"
+                )
         for i, record in enumerate(records):
             problem = _wrong(record, i, associations)
             if problem:
@@ -95,9 +100,9 @@ def _wrong(record, i, associations):
         lists = [record.get("truth"), record.get("hallu")]
         if not all(isinstance(found, list) for found in lists):
             return "truth and hallu must be lists of words"
-        strange = [word for found in lists for word in found if word not in associations]
+        strange = [word for found in lists for word in found if not isinstance(word, str) or word not in associations]
         return f"{strange[0]!r} is not in relation.json (files of different versions?)" if strange else None
-    if record.get("type") not in PARTS:
+    if not isinstance(record.get("type"), str) or record["type"] not in PARTS:
         return f"unknown type {record.get('type')!r}"
     return None if record.get("truth") in ("yes", "no") else "truth must be yes or no"
 

@@ -20,7 +20,7 @@ from napo import artifacts
 from napo.artifacts import BadInput, shown
 from napo.score.chat import KEY_VARIABLE, Endpoint, LocalChat, as_completion
 from napo.score.mmhal import ITEMS
-from napo.score.records import Records, integer_of, read_json, read_predictions, read_text, some, text_of, where
+from napo.score.records import integer_of, read_predictions, read_text, some, text_of, where
 
 # Of LLaVA-RLHF's template, which RLAIF-V's copy equals byte for byte.
 OFFICIAL_TEMPLATE = "2c73d8c50f1740d000fae62cfeed103c2f7a5bcfa904b27e6e09900e7ce600cc"
@@ -195,8 +195,8 @@ def _parser():
 def run(asked):
     """Carry out a parsed command. Raises BadInput."""
     template = read_template(asked.template)
-    items = read_json(asked.items)
-    prompts = make_prompts(Records(items), read_predictions(asked.answers), template)
+    items = read_predictions(asked.items)
+    prompts = make_prompts(items, read_predictions(asked.answers), template)
     if asked.way == "endpoint":
         review(prompts, Endpoint(asked.url, asked.model, asked.key_variable), sha256(template), asked.out)
     elif asked.way == "local":

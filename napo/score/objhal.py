@@ -39,12 +39,9 @@ class Synonyms:
     def of(cls, lines):
         """From lists of terms, the first of each list being the category; a term in two lists is of the later."""
         category = {term.strip(): terms[0].strip() for terms in lines for term in terms}
-        # Terms of three words ("stove top oven") are listed here too, but no pair of words ever equals them.
-        pairs = {term: term for term in category if " " in term}
-        pairs |= {
-            "home plate": "home plate",
-            "train track": "train track",
-        }  # no terms: they drop out, "train" with them
+        pairs = {term: term for term in category if " " in term}  # those of three words can never be met
+        for no_term in ("home plate", "train track"):  # they drop out, and the train in the track with them
+            pairs[no_term] = no_term
         for animal in ANIMALS:
             pairs |= {f"baby {animal}": animal, f"adult {animal}": animal}
         pairs |= {f"passenger {vehicle}": vehicle for vehicle in VEHICLES}
@@ -96,12 +93,12 @@ class Coco:
             segments = read_json(folder / f"instances_{part}2014.json", dict)
             texts = read_json(folder / f"captions_{part}2014.json", dict)
             try:
-                names = names or {item["id"]: item["name"] for item in segments["categories"]}
+                names = names or {item["id"]: "" + item["name"] for item in segments["categories"]}
                 images |= {item["id"] for item in [*segments["images"], *texts["images"]]}
                 for item in segments["annotations"]:
                     objects.setdefault(item["image_id"], []).append(names[item["category_id"]])
                 for item in texts["annotations"]:
-                    captions.setdefault(item["image_id"], []).append(item["caption"])
+                    captions.setdefault(item["image_id"], []).append("" + item["caption"])  # text, or a TypeError
             except (KeyError, TypeError) as error:
                 raise BadInput(
                     f"{shown(folder)}: {part} files are no COCO 2014 annotations ({error!r}): get them with make data"
@@ -139,7 +136,11 @@ def _by_place(predictions, i, questions):
 
 
 def caption_of(predictions, i):
-    """The answer without any "Assistant:" in it, stripped."""
+    """The answer without any "Assistant:" in it, stripped.
+
+    The official script also cuts answers at the marks of chain-of-hindsight prompts if the file's path has "coh" in it,
+    "cohort" included; the kit gives no such prompts and never cuts.
+    """
     return text_of(predictions, i, "text", "answer").replace("Assistant:", "").strip()
 
 

@@ -165,11 +165,13 @@ def integer_of(records: Sequence[dict], index: int, *names: str, digits: bool = 
     for name in names:
         if name in record:
             value = record[name]
-            if digits and isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value):
+            if digits and isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):
                 return int(value)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
-            raise BadInput(f"{where(records, index)}: {name!r} is {_kind(value)} {value!r:.40} where a number belongs")
+            raise BadInput(
+                f"{where(records, index)}: {name!r} is {_kind(value)} {value!r:.40} where a whole number belongs"
+            )
     raise BadInput(f"{where(records, index)}: no field {' or '.join(map(repr, names))}: is this the right file?")
 
 

@@ -82,11 +82,11 @@ class TestPrompts:
         assert "|this\n" in judge.make_prompts(items, answers, TEMPLATE)[0]
 
     def test_official_answers(self, oracle, data):
-        from napo.score.records import Records, read_json, read_predictions
+        from napo.score.records import read_predictions
 
-        items = read_json(data / "mmhal" / "mmhal-bench_answer_template.json")
+        items = read_predictions(data / "mmhal" / "mmhal-bench_answer_template.json")
         answers = read_predictions(oracle("mmhal")[0] / "answers_text.jsonl")
-        found = judge.make_prompts(Records(items), answers, TEMPLATE)
+        found = judge.make_prompts(items, answers, TEMPLATE)
         assert len(found) == 96 and "Assistant:" not in "".join(found)
         assert items[1]["question"] in found[1] and f"|{items[1]['gt_answer']}|" in found[1]
 
