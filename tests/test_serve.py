@@ -1,0 +1,62 @@
+"""napo.serve: the page holds the explorer, on real margins if there are any, and its command says what is missing."""
+
+import importlib.util
+import socket
+
+import nbformat
+import pytest
+from test_views import table
+
+from napo import explore, serve
+from napo.artifacts import BadInput
+
+
+@pytest.fixture
+def run_with_margins(tmp_path):
+    path = tmp_path / "runs/desk/base-0/noise.parquet"
+    path.parent.mkdir(parents=True)
+    table().to_parquet(path)
+    return tmp_path / "runs"
+
+
+def shown_by(page):
+    """The explorer that the page's cells make, and its introduction."""
+    cells = nbformat.read(page, as_version=4).cells
+    code = next(cell.source for cell in cells if cell.cell_type == "code").splitlines()
+    names = {}
+    exec("\n".join(code[:-1]), names)
+    return eval(code[-1], names), cells[0].source
+
+
+def test_without_a_run_the_toys_pairs_are_shown(tmp_path):
+    explorer, introduction = shown_by(serve.write_page(tmp_path, "desk", tmp_path / "none"))
+    assert list(explorer.batches) == [explore.TOY] and "toy's own pairs" in introduction
+    assert (tmp_path / serve.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert f"]({serve.PICTURE})" in introduction
+
+
+def test_with_a_run_its_margins_are_shown(run_with_margins, tmp_path):
+    explorer, introduction = shown_by(serve.write_page(tmp_path, "desk", run_with_margins))
+    assert explore.LANGUAGE in explorer.batches and "are real" in introduction
+    assert len(explorer.view.rows.margin) == 4
+
+
+def test_the_page_is_a_valid_notebook(tmp_path):
+    nbformat.validate(nbformat.read(serve.write_page(tmp_path, "desk"), as_version=4))
+
+
+def test_a_taken_port_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind((serve.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < serve.free_port(port) < port + 50
+    with pytest.raises(BadInput, match="no free port"):
+        serve.free_port(65536)
+
+
+def test_missing_voila_names_the_extra(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "voila" else real(name, *rest))
+    assert serve.main([]) == 2
+    assert capsys.readouterr().err == "error: voila is missing: pip install 'napo[notebooks]'\n"
