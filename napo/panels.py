@@ -100,7 +100,7 @@ def _nice(value):
     if value <= 0:
         return 0.0
     power = 10.0 ** np.floor(np.log10(value))
-    return float(next(step * power for step in (1, 1.5, 2, 3, 5, 7, 10, 15) if value <= step * power))
+    return float(next(step * power for step in (1, 1.5, 2, 3, 5, 7, 10, 15) if 1.02 * value <= step * power))
 
 
 def _groups(view):

@@ -148,7 +148,7 @@ def described(view):
         )
     )
     return (
-        f"q = {view.q:g}, β = {view.beta:g}, α = {view.alpha:g}, swap rate {view.flip_rate:g}. "
+        f"q = {view.q:g}, β = {view.beta:g}, α = {view.alpha:g}, swap rate = {view.flip_rate:g}. "
         f"Eq. 10 gives these rows q = {view.rule:.3f}.{share} "
         f"Toy's test accuracy: BCE {end['BCE']}, this q {end['q']}, MAE {end['MAE']}."
     )

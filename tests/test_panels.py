@@ -68,7 +68,13 @@ def test_the_picture_to_save_is_not_cut_at_its_edges():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([-86, 126], (-100, 150)), ([0.3, 12], (0, 15)), ([-0.0071, -0.002], (-0.01, 0)), ([0, 0], (-1, 1))],
+    [
+        ([-86, 126], (-100, 150)),
+        ([0.3, 12], (0, 15)),
+        ([-0.0071, -0.002], (-0.01, 0)),
+        ([-1, 5], (-1.5, 7)),
+        ([0, 0], (-1, 1)),
+    ],
 )
 def test_ranges_are_round_and_hold_0_and_every_value(values, expected):
     assert panels.nice_range(np.array(values, float)) == pytest.approx(expected)

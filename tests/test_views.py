@@ -78,7 +78,7 @@ def test_unknown_truth_stays_unknown():
 def test_the_description_says_the_numbers():
     view = views.look(q=0.5, beta=0.1, alpha=0.5, flip_rate=0.2)
     text = views.described(view)
-    assert text.startswith("q = 0.5, β = 0.1, α = 0.5, swap rate 0.2.") and f"q = {view.rule:.3f}" in text
+    assert text.startswith("q = 0.5, β = 0.1, α = 0.5, swap rate = 0.2.") and f"q = {view.rule:.3f}" in text
     assert f"BCE {view.accuracy['BCE'][0][-1]:.3f}" in text and "20% of the rows" in text
 
 
