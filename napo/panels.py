@@ -1,7 +1,7 @@
 """The explorer's picture: four linked views of one choice of q, beta, alpha and swap rate. Nothing is computed here.
 
-Text is what takes long to draw. So axes, titles and legends are drawn once and kept as pixels; a change draws
-the axes that move, curves, rows and one line of numbers over each panel.
+Text is what takes long to draw. So axes, titles and legends are drawn once for each range and kept as pixels; a
+change draws curves, rows and one line of numbers over each panel.
 """
 
 import io
@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Polygon, StepPatch
 from PIL import Image
 
 from napo.plots import BLUE, DASHES, FAINT, GREY, INK, ORANGE, RED, new_figure, styled
@@ -22,6 +22,7 @@ TRUTH_STYLE = {  # colour, marker, hatch, height of the ticks under the loss
     "noise": (ORANGE, "^", "////", -0.08),
     "truth unknown": (GREY, "o", None, -0.14),
 }
+FRAMES_KEPT = 20  # axes remembered as pixels, 2 MB each
 TITLES = (
     "Loss, and its gradient",
     "Weight of each row in the gradient",
@@ -50,25 +51,38 @@ class Board:
         self.axes = self.figure.subplots(2, 2).ravel()
         for ax, title in zip(self.axes, TITLES, strict=True):
             ax.set_title(title, y=1.11)
-        self._frame, self._frame_of = None, None
+        self._frames = {}
 
     @styled
     def png(self, view):
         """The picture of `view`."""
-        canvas, moving = self.figure.canvas, [self.axes[1].xaxis, self.axes[2].xaxis, self.axes[3].yaxis]
-        if self._frame_of != (view.rows.labels, *_groups(view)):
+        kind = (view.rows.labels, *_groups(view))
+        if kind not in self._frames:
             self.set_frame(view)
-            for axis in moving:
-                axis.set_animated(True)  # not part of the frame
-            canvas.draw()
-            self._frame, self._frame_of = canvas.copy_from_bbox(self.figure.bbox), (view.rows.labels, *_groups(view))
-        canvas.restore_region(self._frame)
         content = self.add_content(view)
-        for artist in [*moving, *content]:
-            artist.axes.draw_artist(artist)
+        self.figure.canvas.restore_region(self._frame(kind, content))
         for artist in content:
+            artist.axes.draw_artist(artist)
             artist.remove()
-        return _encoded(np.asarray(canvas.buffer_rgba())[..., :3])
+        return _encoded(np.asarray(self.figure.canvas.buffer_rgba())[..., :3])
+
+    def _frame(self, kind, content):
+        """Pixels of all that is no content: drawn whole for each kind of rows, the moving axes for each range."""
+        canvas, moving = self.figure.canvas, [self.axes[1].xaxis, self.axes[2].xaxis, self.axes[3].yaxis]
+        ranges = (kind, *(tuple(axis.get_view_interval()) for axis in moving))
+        if kind not in self._frames:
+            for artist in (*moving, *content):
+                artist.set_animated(True)  # not drawn by canvas.draw
+            canvas.draw()
+            self._frames[kind] = canvas.copy_from_bbox(self.figure.bbox)
+        if ranges not in self._frames:
+            canvas.restore_region(self._frames[kind])
+            for axis in moving:
+                axis.axes.draw_artist(axis)
+            self._frames[ranges] = canvas.copy_from_bbox(self.figure.bbox)
+        if len(self._frames) > FRAMES_KEPT:
+            self._frames = {key: self._frames[key] for key in (kind, ranges)}
+        return self._frames[ranges]
 
     def set_frame(self, view):
         """Titles, labels and legends: what stays while the same kind of rows is shown."""
@@ -124,9 +138,19 @@ def _margin_label(ax, text):
     ax.grid(axis="x", visible=False)
 
 
+def _line(ax, x, y, **style):
+    """As ax.plot, without its search for new limits, which takes longer than drawing."""
+    return ax.add_artist(Line2D(x, y, **style))
+
+
+def _area(ax, x, low, high, **style):
+    corners = np.concatenate([np.stack([x, low], 1), np.stack([x, high], 1)[::-1]])
+    return ax.add_artist(Polygon(corners, lw=0, **style))
+
+
 def _curves(ax, x, by_loss):
     """One line for each of BCE, MAE and q."""
-    return [ax.plot(x, by_loss[name], color=c, ls=dash, lw=lw)[0] for name, (c, dash, lw) in LOSS_STYLE.items()]
+    return [_line(ax, x, by_loss[name], color=c, ls=dash, lw=lw) for name, (c, dash, lw) in LOSS_STYLE.items()]
 
 
 def _curve_handles():
@@ -145,12 +169,13 @@ def _loss_frame(ax, view):
 
 def _loss(ax, view):
     """Figure 3 of the paper: the losses by p, the pull of the chosen one as an area, each row as a tick."""
-    between = ax.fill_between(view.p, view.loss["MAE"], view.loss["BCE"], color=FAINT, alpha=0.35, lw=0)
-    pull = ax.fill_between(view.p, view.pull["q"], color=INK, alpha=0.16, lw=0)
+    between = _area(ax, view.p, view.loss["MAE"], view.loss["BCE"], color=FAINT, alpha=0.35)
+    pull = _area(ax, view.p, np.zeros_like(view.p), view.pull["q"], color=INK, alpha=0.16)
     ticks = []
     for name, rows in _groups(view).items():
         colour, _, _, height = TRUTH_STYLE[name]
-        ticks += ax.plot(view.row_p[rows], np.full(rows.sum(), height), "|", color=colour, ms=5, mew=0.8)
+        style = {"ls": "", "marker": "|", "color": colour, "ms": 5, "mew": 0.8}
+        ticks.append(_line(ax, view.row_p[rows], np.full(rows.sum(), height), **style))
     text = _numbers(ax, f"q = {view.q:g}, β = {view.beta:g}")
     return [between, pull, *_curves(ax, view.p, view.loss), *ticks, text]
 
@@ -172,11 +197,11 @@ def _weights(ax, view):
     artists = []
     for name in ("BCE", "MAE"):
         colour, dash, width = LOSS_STYLE[name]
-        artists += ax.plot(view.rows.margin[order], view.weight[name][order], color=colour, ls=dash, lw=width)
+        artists.append(_line(ax, view.rows.margin[order], view.weight[name][order], color=colour, ls=dash, lw=width))
     for name, rows in _groups(view).items():
         colour, marker, _, _ = TRUTH_STYLE[name]
         style = {"ls": "", "marker": marker, "ms": 4 if name == "noise" else 3, "alpha": 0.75, "mew": 0}
-        artists += ax.plot(view.rows.margin[rows], view.weight["q"][rows], color=colour, **style)
+        artists.append(_line(ax, view.rows.margin[rows], view.weight["q"][rows], color=colour, **style))
     return [*artists, _numbers(ax, _noise_text(view))]
 
 
@@ -211,10 +236,10 @@ def _margins(ax, view):
     for name, count in counts.items():
         colour, _, hatch, _ = TRUTH_STYLE[name]
         style = {"fill": True, "alpha": 0.55, "facecolor": colour, "edgecolor": colour, "hatch": hatch}
-        artists.append(ax.stairs(scale * count, edges, **style))
-    artists += ax.plot(view.rule_x, view.rule_q, color=INK, lw=1.8)
-    artists.append(ax.axhline(view.q, color=INK, lw=1.2, ls=DASHES[2]))
-    artists += ax.plot(view.mean_margin, view.rule, "D", color=INK, ms=7, mfc="white", mew=1.8)
+        artists.append(ax.add_artist(StepPatch(scale * count, edges, **style)))
+    artists.append(_line(ax, view.rule_x, view.rule_q, color=INK, lw=1.8))
+    artists.append(_line(ax, ax.get_xlim(), [view.q, view.q], color=INK, lw=1.2, ls=DASHES[2]))
+    artists.append(_line(ax, [view.mean_margin], [view.rule], color=INK, marker="D", ms=7, mfc="white", mew=1.8))
     text = f"α = {view.alpha:g}, mean {view.mean_margin:.3g}: eq. 10 gives q = {view.rule:.3f}"
     return [*artists, _numbers(ax, text)]
 
@@ -230,7 +255,7 @@ def _toy(ax, view):
     """Test accuracy while the toy trains: mean over its worlds, 95 % intervals as bands."""
     steps = view.trained["q"].steps
     bands = [
-        ax.fill_between(steps, mean - half, mean + half, color=LOSS_STYLE[name][0], alpha=0.12, lw=0)
+        _area(ax, steps, mean - half, mean + half, color=LOSS_STYLE[name][0], alpha=0.12)
         for name, (mean, half) in view.accuracy.items()
     ]
     means = {name: mean for name, (mean, _) in view.accuracy.items()}

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -91,12 +92,15 @@ def serve(folder, profile, runs_dir, port):
     # the token in the environment: other users of the machine can read command lines
     environment = os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1"}
     environment.pop("MPLBACKEND", None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, and Voila too
     voila = subprocess.Popen(command, cwd=artifacts.repository_root(), env=environment)
     try:
         return voila.wait()
     except KeyboardInterrupt:
-        voila.wait()
         return 0
+    finally:  # Voila ends its kernels
+        voila.terminate()
+        voila.wait()
 
 
 def main(arguments=None):

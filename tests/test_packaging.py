@@ -111,13 +111,13 @@ class TestMake:
 
     def test_help_is_the_default_and_names_every_target(self, copy):
         shown = run_make(copy).stdout
-        for target in "help reproduce test lint lab bases publish clean".split():
+        for target in "help reproduce test lint lab explore bench bases publish clean".split():
             assert re.search(rf"^  make {target} +\w", shown, re.M)
         for variable in "PROFILE MODEL DATA ROWS DEVICE RUNS TORCH_INDEX=cpu PYTHON".split():
             assert variable in shown
         assert not (copy / ".venv").exists()
 
-    @pytest.mark.parametrize("target", ["reproduce", "publish"])
+    @pytest.mark.parametrize("target", ["reproduce", "publish", "explore"])
     def test_wrong_profile_before_anything_is_installed(self, copy, target):
         ended = run_make(copy, target, "PROFILE=dekc")
         assert ended.returncode == 2
@@ -152,6 +152,17 @@ class TestMake:
         shown = run_make(copy, "-n", "test", TORCH_INDEX="cpu").stdout
         assert '--extra-index-url "https://download.pytorch.org/whl/cpu"' in shown
 
+    def test_lab_opens_notebook_00_in_our_environment(self, copy):
+        shown = run_make(copy, "-n", "lab").stdout
+        assert re.search(
+            r"JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab .*notebooks/00_box_cox.ipynb", shown
+        )
+        assert ("--allow-root" in shown) == (os.geteuid() == 0)
+
+    def test_explore_serves_the_profiles_margins(self, copy):
+        shown = run_make(copy, "-n", "explore", "PROFILE=smoke", "RUNS=elsewhere").stdout
+        assert 'python -m napo.serve --profile "smoke" --runs-dir "elsewhere"' in shown
+
     def test_parameters_reach_the_runner(self, copy):
         given = ["MODEL=a b", "DATA=x.parquet", "ROWS=7", "DEVICE=cuda", "RUNS=elsewhere", "PROFILE=paper"]
         shown = run_make(copy, "-n", "reproduce", *given, ROWS="9").stdout
@@ -180,11 +191,13 @@ class TestContinuousIntegration:
         (clone / ".ci").mkdir(parents=True)
         shutil.copy(root / ".ci/run", clone / ".ci")
         tools.mkdir()
-        (tools / "git").write_text("#!/bin/sh\n")
+        for tool in ("git", "chromium"):  # a Chromium, so that none is installed
+            (tools / tool).write_text("#!/bin/sh\n")
 
         def run(tests, shared=False):
             make = (
-                f'#!/bin/sh\necho "make $1 $CI_REQUIRE_SHARED ${{MPLBACKEND-none}}"\n[ $1 = lint ] && exit 0\n{tests}\n'
+                f'#!/bin/sh\necho "make $1 $CI_REQUIRE_SHARED ${{MPLBACKEND-none}} $CI_REQUIRE_BROWSER"\n'
+                f"[ $1 = lint ] && exit 0\n{tests}\n"
             )
             (tools / "make").write_text(make)
             for tool in tools.iterdir():
@@ -192,7 +205,7 @@ class TestContinuousIntegration:
             if shared:
                 (tmp_path / "shared").mkdir()
             path = {"PATH": f"{tools}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
-            environment = {k: v for k, v in os.environ.items() if k != "CI_REQUIRE_SHARED"} | path
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("CI_REQUIRE")} | path
             command = [clone / ".ci/run"]
             return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
@@ -201,7 +214,7 @@ class TestContinuousIntegration:
     def test_green(self, ci):
         ended = ci('echo "===== 3 passed in 1s ====="')
         assert ended.returncode == 0
-        assert ended.stdout.splitlines()[:2] == ["make lint  none", "make test  none"]
+        assert ended.stdout.splitlines()[:2] == ["make lint  none ", "make test  none 1"]
         assert ended.stdout.splitlines()[-1] == "===== 3 passed in 1s ====="
 
     def test_shared_folder_makes_its_tests_obligatory(self, ci):

@@ -1,7 +1,12 @@
 """napo.serve: the page holds the explorer, on real margins if there are any, and its command says what is missing."""
 
 import importlib.util
+import os
+import re
 import socket
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -60,3 +65,29 @@ def test_missing_voila_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "voila" else real(name, *rest))
     assert serve.main([]) == 2
     assert capsys.readouterr().err == "error: voila is missing: pip install 'napo[notebooks]'\n"
+
+
+def test_when_it_is_ended_nothing_stays_behind(tmp_path):
+    """Neither Voila nor the folder with the page."""
+    command = [sys.executable, "-m", "napo.serve", "--runs-dir", str(tmp_path), "--port", str(serve.free_port(20000))]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    address = re.search(r"http://\S+", process.stdout.readline()).group()
+    port = int(re.search(r":(\d+)/", address).group(1))
+    wait_until(lambda: listens(port))
+    assert list(tmp_path.glob("napo-explorer-*"))
+    process.terminate()
+    assert process.wait(60) == 0
+    assert not listens(port) and not list(tmp_path.glob("napo-explorer-*"))
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex((serve.HOST, port)) == 0
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing listens"
+        time.sleep(0.1)
