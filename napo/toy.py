@@ -15,7 +15,8 @@ from scipy.special import expit
 from napo.noise import draw_flips
 
 PAIRS, FEATURES, TEST_PAIRS, WORLDS = 300, 30, 400, 8  # few pairs for so many features: wrong labels can be learnt
-STEPS, STEP_SIZE, EVERY = 200, 100.0, 5  # nats; the accuracy is taken after each EVERY-th step
+STEPS, EVERY = 200, 5  # the accuracy is taken after each EVERY-th step
+STEP_SIZE = 4.0  # times 1 / beta: as large as it can be without BCE swinging to and fro at beta = 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ def _world(rng, flip_rate):
 
 @functools.lru_cache(maxsize=64)
 def train(q, beta, flip_rate):
-    """Train on the swapped pairs with the loss of this q (0 = BCE, 1 = MAE) in every world. Returns Trained."""
+    """Train on the swapped pairs with the loss of this q (0 = BCE, 1 = MAE) in every world, learning rate
+    STEP_SIZE / beta. Returns Trained."""
     pairs, test, swapped = worlds(flip_rate)
     w = np.zeros((len(pairs), FEATURES, 1))
     right = []
     for step in range(1, STEPS + 1):
         weight = pull(beta * (pairs @ w), q)  # (S, N, 1)
-        w += STEP_SIZE * beta * (pairs.transpose(0, 2, 1) @ weight) / PAIRS
+        w += STEP_SIZE * (pairs.transpose(0, 2, 1) @ weight) / PAIRS
         if step % EVERY == 0:
             right.append(((test @ w) > 0).mean(axis=(1, 2)))
     steps = np.arange(EVERY, STEPS + 1, EVERY)

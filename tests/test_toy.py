@@ -26,7 +26,7 @@ def test_training_is_gradient_descent_on_that_loss(q):
     beta, flip_rate = 0.2, 0.1
     pairs = torch.tensor(toy.worlds(flip_rate)[0][0])
     w = torch.zeros(toy.FEATURES, dtype=torch.float64, requires_grad=True)
-    descent = torch.optim.SGD([w], lr=toy.STEP_SIZE)
+    descent = torch.optim.SGD([w], lr=toy.STEP_SIZE / beta)
     for _ in range(toy.STEPS):
         descent.zero_grad()
         mean_loss(pairs @ w, q, beta).backward()
@@ -58,6 +58,14 @@ def test_bce_is_faster_without_swaps_and_mae_ends_higher_with_them():
     assert stats.ttest_rel(*first, alternative="greater").pvalue < 0.01
     last = [toy.train(q, 0.1, 0.2).accuracy[:, -1] for q in (1.0, 0.0)]
     assert stats.ttest_rel(*last, alternative="greater").pvalue < 0.01
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+def test_no_loss_swings_to_and_fro(beta):
+    """What is seen late in training is what the losses do, not too large a step."""
+    for q in (0.0, 0.5, 1.0):
+        late = toy.train(q, beta, 0.2).accuracy[:, -10:].mean(axis=0)
+        assert np.abs(np.diff(late)).max() < 0.005
 
 
 def test_accuracy_is_over_unswapped_test_pairs_and_has_its_interval():
