@@ -23,21 +23,24 @@ from napo import artifacts
 from napo.artifacts import BadInput
 
 HOST = "127.0.0.1"
-PICTURE = "explorer.png"
+PICTURES = ("explorer.png", "loss_family.png")  # published; the first that there is stands in while the page loads
 INTRODUCTION = """# NaPO: turn the knobs
 
 Sliders by mouse or arrow keys, fields by typing. {rows} The text in full: notebooks 00 and 02.
 
 <details><summary>Still loading? This is what will come.</summary>
 
-![The explorer]({picture})
+![What the explorer shows]({picture})
 
 </details>
 """
 
 
-def notebook(noise_tables):
-    """The page as a notebook: an introduction and one cell. noise_tables: paths of noise.parquet, may be empty."""
+def notebook(noise_tables, picture):
+    """The page as a notebook: an introduction and one cell.
+
+    noise_tables  paths of noise.parquet, may be empty;  picture: file name of the published picture
+    """
     rows = "The rows are the toy's own pairs, with known swaps."
     code = ["from napo import explore", "", "explore.Explorer()"]
     if noise_tables:
@@ -52,7 +55,7 @@ def notebook(noise_tables):
             "explore.Explorer(views.rows_of(table))",
         ]
     cells = [
-        nbformat.v4.new_markdown_cell(INTRODUCTION.format(rows=rows, picture=PICTURE)),
+        nbformat.v4.new_markdown_cell(INTRODUCTION.format(rows=rows, picture=picture)),
         nbformat.v4.new_code_cell("\n".join(code)),
     ]
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -75,11 +78,11 @@ def free_port(first=8866):
 def write_page(folder, profile, runs_dir="runs"):
     """The page and its picture in `folder`. Returns the notebook's path."""
     found = sorted(artifacts.run_folder(profile, runs_dir=runs_dir).glob("base-*/noise.parquet"))
-    page = Path(folder) / "explorer.ipynb"
-    nbformat.write(notebook(found), page)
-    published = artifacts.repository_root() / "figures" / "study" / PICTURE
-    if published.is_file():
-        shutil.copyfile(published, page.with_name(PICTURE))
+    page, study = Path(folder) / "explorer.ipynb", artifacts.repository_root() / "figures" / "study"
+    picture = next((name for name in PICTURES if (study / name).is_file()), PICTURES[-1])
+    nbformat.write(notebook(found, picture), page)
+    if (study / picture).is_file():  # not where the package was installed without the repository
+        shutil.copyfile(study / picture, page.with_name(picture))
     return page
 
 

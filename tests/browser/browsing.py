@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN = "for-tests-only"
 HINT = "pip install 'napo[test]' and Chromium (Debian: apt-get install chromium; else: playwright install chromium)"
-SECONDS = 60  # patience with a page
+SECONDS = 180  # patience with a page: machines are shared
 
 
 class NoBrowser(Exception):
