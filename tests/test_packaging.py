@@ -255,3 +255,13 @@ def test_notebooks_have_a_kernel_that_any_machine_has(root):
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         kernel = json.loads(path.read_text())["metadata"]["kernelspec"]
         assert (kernel["name"], kernel["language"]) == ("python3", "python"), path.name
+
+
+def test_contributing_names_files_and_names_that_there_are(root):
+    text = (root / "CONTRIBUTING.md").read_text()
+    code = re.findall(r"`([^`\n]+)`", text)
+    paths = {name for name in code if re.fullmatch(r"(napo|tests|benchmarks|\.ci)/[\w/.]*", name)}
+    assert len(paths) > 25 and not [name for name in paths if not (root / name).exists()]
+    sources = "\n".join(path.read_text() for folder in ("napo", "tests") for path in (root / folder).rglob("*.py"))
+    names = {name for name in code if re.fullmatch(r"_?[A-Z]{4,}(_[A-Z]+)*", name)}
+    assert len(names) > 8 and not [name for name in names if not re.search(rf"^{name}\b", sources, re.M)]
