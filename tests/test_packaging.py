@@ -194,18 +194,19 @@ class TestContinuousIntegration:
         for tool in ("git", "chromium"):  # a Chromium, so that none is installed
             (tools / tool).write_text("#!/bin/sh\n")
 
-        def run(tests, shared=False):
+        def run(tests, shared=False, path=f"{tools}:{os.environ['PATH']}"):
             make = (
                 f'#!/bin/sh\necho "make $1 $CI_REQUIRE_SHARED ${{MPLBACKEND-none}} $CI_REQUIRE_BROWSER"\n'
                 f"[ $1 = lint ] && exit 0\n{tests}\n"
             )
             (tools / "make").write_text(make)
             for tool in tools.iterdir():
-                tool.chmod(0o755)
+                if not tool.is_symlink():
+                    tool.chmod(0o755)
             if shared:
                 (tmp_path / "shared").mkdir()
-            path = {"PATH": f"{tools}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
-            environment = {k: v for k, v in os.environ.items() if not k.startswith("CI_REQUIRE")} | path
+            ours = {"PATH": path, "MPLBACKEND": "Agg"}
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("CI_REQUIRE")} | ours
             command = [clone / ".ci/run"]
             return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
@@ -216,6 +217,19 @@ class TestContinuousIntegration:
         assert ended.returncode == 0
         assert ended.stdout.splitlines()[:2] == ["make lint  none ", "make test  none 1"]
         assert ended.stdout.splitlines()[-1] == "===== 3 passed in 1s ====="
+
+    def test_without_a_chromium_one_is_installed_first(self, ci, tmp_path):
+        tools, asked = tmp_path / "tools", tmp_path / "asked"
+        (tools / "chromium").unlink()
+        for tool in "bash sh env dirname mktemp tee grep tail rm".split():
+            (tools / tool).symlink_to(shutil.which(tool))
+        (tools / "id").write_text("#!/bin/sh\necho 0\n")
+        (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+        ended = ci('echo "===== 3 passed in 1s ====="', path=str(tools))
+        assert ended.returncode == 0, ended.stderr
+        update, install = asked.read_text().splitlines()
+        assert update.startswith("update") and install.startswith("install -y") and " chromium" in install
+        assert "make test  none 1" in ended.stdout
 
     def test_shared_folder_makes_its_tests_obligatory(self, ci):
         assert "make test 1 none" in ci('echo "===== 3 passed in 1s ====="', shared=True).stdout
