@@ -212,7 +212,7 @@ class Cell:
         return f"{self.method}-b{self.base}-s{self.seed}-f{self.flip_rate:g}"
 
 
-DESK_TRAINING = Training(beta=0.5, learning_rate=1e-3, epochs=4, batch_size=32)  # dev
+DESK_TRAINING = Training(beta=0.5, learning_rate=3e-3, epochs=4, batch_size=32)  # dev
 DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal", "vlind", "amber", "pope", "heldout_pairs")
 
 PROFILES = {

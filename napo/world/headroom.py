@@ -1,0 +1,198 @@
+"""Does the desk world leave a method anything to do? `python -m napo.world.headroom --bases 100 101 --out FILE.json`.
+
+An arm trains on the original pairs or on biased ones too, as they are or with noise put into them:
+
+leak   in LEAK of the rows both biased answers are replaced by good ones, the paper's own notion of noise
+swap   in SWAP of the rows chosen and rejected answers change places, in every term
+
+The oracle knows which pairs are noise and drops them. `COMPARISONS` says which arm ought to beat which.
+Development bases are measured on the dev split, all others on the test split.
+"""
+
+import argparse
+import functools
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from napo import artifacts, claims, data, grid, logps, models, perturb, profiles, stats, train
+from napo.profiles import KINDS, METHODS, Method, Term
+from napo.world import benchmarks, speak
+from napo.world.pairs import label_noise
+from napo.world.questions import full_answer, parse
+from napo.world.scenes import from_json
+
+LEAK, SWAP = 0.4, 0.3
+ITEMS = 300  # per benchmark
+BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal")
+MEASURES = ("acc_counterfactual", "acc_overall", "Cover", "irrelevant")
+ORIGINAL, LANGUAGE, VISION = (Term(kind) for kind in KINDS[1:])
+TERMS = {"lb": (ORIGINAL, LANGUAGE), "vb": (ORIGINAL, VISION), "all": (ORIGINAL, LANGUAGE, VISION)}
+
+ARMS = {
+    "sft": METHODS["sft"],
+    "dpo_original": METHODS["dpo_original"],
+    **{f"dpo_{name}": Method(f"DPO, {name}", terms) for name, terms in TERMS.items()},
+    **{f"oracle_{name}": Method(f"oracle, {name}", terms, drop_noise=True) for name, terms in TERMS.items()},
+}
+RUNS = (  # (arm, noise)
+    *((arm, "") for arm in ("sft", "dpo_original", "dpo_lb", "dpo_vb", "dpo_all")),
+    *((f"{arm}_{name}", "leak") for name in TERMS for arm in ("dpo", "oracle")),
+    *((arm, "swap") for arm in ("sft", "dpo_all", "oracle_all")),
+)
+COMPARISONS = (  # (better, worse), each an arm or arm+noise
+    ("dpo_original", "base"),
+    ("dpo_lb", "dpo_original"),
+    ("dpo_vb", "dpo_original"),
+    ("dpo_all", "dpo_original"),
+    ("dpo_all", "sft"),
+    ("oracle_lb+leak", "dpo_lb+leak"),
+    ("oracle_vb+leak", "dpo_vb+leak"),
+    ("oracle_all+leak", "dpo_all+leak"),
+    ("oracle_all+leak", "sft"),
+    ("oracle_all+swap", "dpo_all+swap"),
+    ("oracle_all+swap", "sft+swap"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training (arm "base": none) and its evaluation."""
+
+    arm: str
+    noise: str
+    base: int
+    seed: int
+
+    @property
+    def name(self):
+        return f"{self.label}-b{self.base}-s{self.seed}"
+
+    @property
+    def label(self):
+        return f"{self.arm}+{self.noise}" if self.noise else self.arm
+
+
+def runs(bases, seeds):
+    """Every run of the comparison: each base untrained once, each arm with each seed."""
+    untrained = [Run("base", "", base, 0) for base in bases]
+    return untrained + [Run(arm, noise, base, seed) for seed in seeds for base in bases for arm, noise in RUNS]
+
+
+def leak(rows, rate, rng):
+    """The rows with both biased answers replaced by right ones to the point in exactly round(rate * n) of them."""
+    rows = list(rows)
+    for i in rng.permutation(len(rows))[: round(rate * len(rows))]:
+        good = full_answer(from_json(rows[i]["scene"]), parse(rows[i]["question"]))
+        rows[i] = {**rows[i], "language_biased": good, "vision_biased": good}
+    return label_noise(rows)
+
+
+def scores_of(run, profile, runs_dir="runs"):
+    """Path of the run's scores.parquet, made unless it is current."""
+    method = ARMS.get(run.arm)
+    pairs = perturb.pairs(profile, run.base, runs_dir)
+    settings = {"run": asdict(run), "method": method, "training": profile.training, "items": ITEMS}
+    settings |= {"noise": [LEAK, SWAP], "model": models.identity(profile, run.base)}
+    folder = artifacts.run_folder(profile.name, "cells", run.name, runs_dir=runs_dir)
+    return artifacts.build(
+        folder / "scores.parquet",
+        lambda path: _make_scores(path, run, method, profile, pairs),
+        settings=settings,
+        modules=("train", "world.headroom"),
+        inputs=[pairs],
+    )
+
+
+def _make_scores(path, run, method, profile, pairs):
+    model, processor = models.load_base(profile, run.base)
+    if method:
+        model = _trained(model, processor, run, method, profile, data.part(data.read(pairs), "train"))
+    split = "dev" if run.base in claims.DEVELOPMENT_BASES else "test"
+    rows = []
+    for name in BENCHMARKS:
+        items = benchmarks.items(name, ITEMS, split=split)
+        answers = speak.answer(model.eval(), processor, [i.question for i in items], [i.image for i in items])
+        rows += benchmarks.score(name, items, answers)
+    identity = {"method": run.label, "base": run.base, "seed": run.seed, "flip_rate": 0.0}
+    pd.DataFrame([identity | row for row in rows]).to_parquet(path, index=False)
+
+
+def _trained(model, processor, run, method, profile, rows):
+    rows = [dict(row) for row in rows]
+    if run.noise == "leak":
+        rows = leak(rows, LEAK, np.random.default_rng([run.base, run.seed]))
+    training, kinds = profile.training, ("chosen", *KINDS[1:])
+    reference = logps.measure(model, processor, rows, kinds, training.batch_size, training.max_length)
+    swap = SWAP if run.noise == "swap" else 0.0
+    fit = functools.partial(train.fit, seed=run.seed, flip_rate=swap)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        return fit(model, processor, rows, reference, method, training, profile.lora, checkpoints=checkpoints)[0]
+
+
+# ---- what came out --------------------------------------------------------------------------------------------------
+
+
+def summary(scores):
+    """{"arms": [...], "comparisons": [...]}, one record per arm and measure, and per comparison and measure.
+
+    scores  long frame of all runs. Intervals are 95 % t intervals over bases (means over seeds; one base: over seeds).
+    """
+    arms, comparisons = [], []
+    for measure in MEASURES:
+        values = stats.run_values(scores, stats.MEASURES[measure])
+        for arm, found in values.groupby("method"):
+            arms.append({"arm": arm, "measure": measure} | _as_record(stats.estimate(found)))
+        for better, worse in COMPARISONS:
+            found = stats.paired_difference(values, better, worse)
+            comparisons.append({"better": better, "worse": worse, "measure": measure} | _as_record(found))
+    return {"arms": arms, "comparisons": comparisons}
+
+
+def _as_record(estimate):
+    return {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "over": estimate.over}
+
+
+def table(found):
+    """The comparisons as a Markdown table: differences with their intervals, in points of percent."""
+    head = ["better", "worse", *(stats.MEASURES[name].label for name in MEASURES)]
+    lines = [head, ["---"] * len(head)]
+    for better, worse in COMPARISONS:
+        records = {r["measure"]: r for r in found["comparisons"] if (r["better"], r["worse"]) == (better, worse)}
+        cells = [f"{_points(records[name])}" for name in MEASURES]
+        lines.append([better, worse, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _points(record):
+    value, lo, hi = (100 * record[key] for key in ("value", "lo", "hi"))
+    return f"{value:+.1f} [{lo:+.1f}, {hi:+.1f}]"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bases", type=int, nargs="+", default=list(claims.DEVELOPMENT_BASES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the summary")
+    asked = parser.parse_args()
+    profile = replace(profiles.get("desk"), name="headroom", heldout_rows=0)
+    todo = runs(asked.bases, asked.seeds)
+    bases = [Run("base", "", base, 0) for base in asked.bases]
+    worker = functools.partial(scores_of, profile=profile, runs_dir=asked.runs_dir)
+    for part, label in ((bases, "bases and their pairs"), (todo, "headroom")):  # pairs first: once per base
+        paths = grid.run(part, worker, workers=profile.workers, label=label)
+    found = summary(pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True))
+    artifacts.write_json(
+        {"bases": asked.bases, "seeds": asked.seeds, "noise": {"leak": LEAK, "swap": SWAP}} | found, asked.out
+    )
+    print(table(found))
+
+
+if __name__ == "__main__":
+    from napo.world import headroom  # under its own name: the grid's processes import what they run
+
+    headroom.main()

@@ -1,0 +1,77 @@
+"""The headroom experiment: its noise, its bookkeeping, and one small run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from napo import profiles
+from napo.world import headroom
+from napo.world.questions import ask
+from napo.world.scenes import from_json, sample_scene, to_json
+from napo.world.truth import is_good
+
+
+def make_rows(rng, n=20):
+    rows = []
+    for i in range(n):
+        scene = sample_scene(rng, True)
+        question = ask(scene, "colour", rng)
+        rows.append({"row_id": f"{i}", "question": question.text, "scene": to_json(scene), "chosen": "yes ."})
+        rows[-1] |= {"language_biased": "no .", "vision_biased": "there are two objects ."}
+    return rows
+
+
+def test_leak_replaces_both_answers_in_the_share_of_rows(rng):
+    rows = make_rows(rng)
+    leaked = headroom.leak(rows, 0.4, np.random.default_rng(0))
+    noisy = [row for row in leaked if row["is_noise_language_biased"]]
+    assert len(noisy) == 8 and all(row["is_noise_vision_biased"] for row in noisy)
+    assert all(is_good(from_json(row["scene"]), row["question"], row["language_biased"]) for row in noisy)
+    assert [row["row_id"] for row in leaked] == [row["row_id"] for row in rows]
+    assert rows[0]["language_biased"] == "no ." and "is_noise_language_biased" not in rows[0]
+
+
+def test_every_compared_arm_is_run():
+    labels = {run.label for run in headroom.runs([0], [0, 1])}
+    assert labels == {arm for pair in headroom.COMPARISONS for arm in pair}
+    names = [run.name for run in headroom.runs([0, 1], [0, 1])]
+    assert len(names) == len(set(names))
+    assert len(names) == 2 + 2 * 2 * len(headroom.RUNS)
+
+
+def test_summary_pairs_by_base_and_seed():
+    rng = np.random.default_rng(3)
+    rows, gains = [], {0: 0.25, 1: 0.5}  # dpo_original over base, by base
+    for run in headroom.runs([0, 1], [0]):
+        for benchmark in headroom.BENCHMARKS:
+            for i in range(4):
+                metrics = {"accuracy": 0.0, "irrelevant": 0.0, "covered": 1.0, "present": 2.0}
+                if run.arm == "dpo_original":
+                    metrics["accuracy"] = float(i < 4 * gains[run.base])
+                rows += [
+                    {"method": run.label, "base": run.base, "seed": run.seed, "flip_rate": 0.0, "benchmark": benchmark}
+                    | {"metric": metric, "example_id": f"{i}", "value": value}
+                    for metric, value in metrics.items()
+                ]
+    scores = pd.DataFrame(rows).sample(frac=1, random_state=rng.integers(100))
+    found = headroom.summary(scores)
+    first = found["comparisons"][0]
+    assert (first["better"], first["worse"], first["measure"]) == ("dpo_original", "base", "acc_counterfactual")
+    half = 12.706204736 * np.std([0.25, 0.5], ddof=1) / np.sqrt(2)  # Student's t, one degree of freedom
+    assert first["value"] == pytest.approx(0.375)
+    assert (first["lo"], first["hi"]) == pytest.approx((0.375 - half, 0.375 + half))
+    assert "| dpo_original | base | +37.5 [" in headroom.table(found)
+
+
+def test_a_run_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(headroom, "ITEMS", 6)
+    profile = profiles.get("smoke")
+    profile = replace(profile, name="headroom", rows=12, heldout_rows=0)
+    run = headroom.Run("oracle_all", "leak", 0, 0)
+    path = headroom.scores_of(run, profile, tmp_path)
+    scores, made = pd.read_parquet(path), path.stat().st_mtime_ns
+    assert set(scores["method"]) == {"oracle_all+leak"} and set(scores["benchmark"]) == set(headroom.BENCHMARKS)
+    assert scores.groupby("benchmark")["example_id"].nunique().eq(6).all()
+    assert headroom.scores_of(run, profile, tmp_path).stat().st_mtime_ns == made
