@@ -283,12 +283,12 @@ def _dots(ax, rows, methods, measure, reference):
 
 @styled
 def pictures(rows, title=None, columns=3):
-    """Contact sheet of at most 6 rows: image, question, and named answers below.
+    """Contact sheet of at most 9 rows: image, question, and named answers below.
 
     rows  list of dicts: image (PIL or array), question, answers (dict name -> text); optional good (dict name -> bool),
           which puts a tick or a cross before the answer
     """
-    rows = list(rows)[:6]
+    rows = list(rows)[:9]
     columns = max(1, min(columns, len(rows)))
     texts = [_answer_lines(row, 96 // columns) for row in rows]
     lines = max(len(text) for text in texts)

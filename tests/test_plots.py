@@ -154,12 +154,12 @@ def test_grey_and_palette_images_are_shown_in_their_own_colours(image):
     assert red == green == blue == (0 if getattr(image, "mode", "") == "P" else 100)
 
 
-def test_pictures_shows_at_most_six_and_marks_what_it_cuts():
-    figure = plots.pictures(picture_rows(9))
-    assert len(figure.findobj(matplotlib.image.AxesImage)) == 6
+def test_pictures_shows_at_most_nine_and_marks_what_it_cuts():
+    figure = plots.pictures(picture_rows(12))
+    assert len(figure.findobj(matplotlib.image.AxesImage)) == 9
     words = [t.get_text() for t in figure.findobj(Text)]
     assert (
-        sum(word.endswith(" …") for word in words) == 6 and sum(word.startswith("✓ after: red") for word in words) == 6
+        sum(word.endswith(" …") for word in words) == 9 and sum(word.startswith("✓ after: red") for word in words) == 9
     )
 
 

@@ -39,7 +39,9 @@ def tokenizer():
 
 def test_vocabulary_is_closed(tokenizer, rng):
     pool = [sample_scene(rng, "uniform") for _ in range(100)]
-    mix = corpus.Mix(corpus.EVEN, unasked=0.1, common_sense=0.2, context=0.2, prior=0.5, partner=0.5, ramble=1.0)
+    mix = corpus.Mix(
+        corpus.EVEN, unasked=0.1, common_sense=0.2, context=0.2, prior=0.5, partner=0.5, distracted=0.5, ramble=1.0
+    )
     texts = [language.say(claim) for claim in CLAIMS]
     for _ in range(1000):
         item = corpus.example(mix, pool, rng)
@@ -56,5 +58,5 @@ def test_existence_and_statements_are_balanced(rng):
         for _ in range(600):
             scene = sample_scene(rng, True)
             found.append(questions.full_answer(scene, ask(scene, kind, rng)))
-    assert sum(answer.startswith("yes") for answer in answers["existence"]) / 600 == pytest.approx(0.4, abs=0.07)
+    assert sum(answer.startswith("yes") for answer in answers["existence"]) / 600 == pytest.approx(0.5, abs=0.07)
     assert sum(answer == "true ." for answer in answers["statement"]) / 600 == pytest.approx(0.48, abs=0.07)
