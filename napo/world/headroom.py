@@ -136,24 +136,34 @@ def _trained(model, processor, run, method, profile, rows):
 # ---- what came out --------------------------------------------------------------------------------------------------
 
 
-def summary(scores):
+def summary(scores, min_bases=claims.MIN_BASES):
     """{"arms": [...], "comparisons": [...]}, one record per arm and measure, and per comparison and measure.
 
-    scores  long frame of all runs. Intervals are 95 % t intervals over bases (means over seeds; one base: over seeds).
+    scores  long frame of all runs. Intervals (95 %) are over bases, or, with fewer than `min_bases` of them, over
+            examples, each with its mean over bases and seeds: they then say nothing of other bases.
     """
-    arms, comparisons = [], []
-    for measure in MEASURES:
-        values = stats.run_values(scores, stats.MEASURES[measure])
+    arms, comparisons, pooled = [], [], _pooled(scores)
+    enough = scores["base"].nunique() >= min_bases
+    for name in MEASURES:
+        measure = stats.MEASURES[name]
+        values = stats.run_values(scores, measure)
         for arm, found in values.groupby("method"):
-            arms.append({"arm": arm, "measure": measure} | _as_record(stats.estimate(found)))
+            arms.append({"arm": arm, "measure": name, "value": stats.estimate(found).value})
         for better, worse in COMPARISONS:
             found = stats.paired_difference(values, better, worse)
-            comparisons.append({"better": better, "worse": worse, "measure": measure} | _as_record(found))
+            if not enough:
+                sides = [pooled[pooled["method"] == arm] for arm in (better, worse)]
+                test = stats.paired_examples(*sides, measure, np.random.default_rng(0))
+                found = stats.Estimate(test.value, test.lo, test.hi, over="examples")
+            record = {"better": better, "worse": worse, "measure": name}
+            comparisons.append(record | {key: getattr(found, key) for key in ("value", "lo", "hi", "over")})
     return {"arms": arms, "comparisons": comparisons}
 
 
-def _as_record(estimate):
-    return {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "over": estimate.over}
+def _pooled(scores):
+    """The scores with each example's mean over bases and seeds, as if there had been one run of each method."""
+    means = scores.groupby(["method", "benchmark", "metric", "example_id"], as_index=False)["value"].mean()
+    return means.assign(base=0, seed=0, flip_rate=0.0)
 
 
 def table(found):

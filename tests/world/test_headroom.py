@@ -56,13 +56,16 @@ def test_summary_pairs_by_base_and_seed():
                     for metric, value in metrics.items()
                 ]
     scores = pd.DataFrame(rows).sample(frac=1, random_state=rng.integers(100))
-    found = headroom.summary(scores)
+    found = headroom.summary(scores, min_bases=2)
     first = found["comparisons"][0]
     assert (first["better"], first["worse"], first["measure"]) == ("dpo_original", "base", "acc_counterfactual")
     half = 12.706204736 * np.std([0.25, 0.5], ddof=1) / np.sqrt(2)  # Student's t, one degree of freedom
     assert first["value"] == pytest.approx(0.375)
     assert (first["lo"], first["hi"]) == pytest.approx((0.375 - half, 0.375 + half))
     assert "| dpo_original | base | +37.5 [" in headroom.table(found)
+    few = headroom.summary(scores)["comparisons"][0]  # two bases are not enough: over examples
+    assert few["over"] == "examples" and few["value"] == pytest.approx(0.375)
+    assert (few["lo"], few["hi"]) == (0.0, 0.75)  # four examples gain 1, .5, 0 and 0
 
 
 def test_a_run_is_made_once(tmp_path, monkeypatch):
