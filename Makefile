@@ -27,11 +27,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--
 PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
 	$(if $(DEVICE),-p "device=$(DEVICE)") $(if $(BAD_ROWS),-p "bad_rows=$(BAD_ROWS)") \
 	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)")
+# JupyterLab refuses root, which is what containers run as; it listens on this machine only and asks for its token.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lint lab bench data bases publish clean profile
+.PHONY: help reproduce test lint lab explore bench data bases publish clean profile
 
 help:  ## what can be made, and the variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,7 +42,7 @@ help:  ## what can be made, and the variables
 reproduce: profile .venv/.installed  ## run what is not up to date of notebooks 00-05; results in runs/ and figures/
 	@$(BIN)/python -m napo.run --profile "$(PROFILE)" --runs-dir "$(RUNS)" $(PARAMETERS)
 
-test: .venv/.installed  ## run the tests (TEST_WORKERS processes, default 2)
+test: .venv/.installed  ## run the tests (TEST_WORKERS processes, default 2); screenshots of the browser in runs/screenshots/
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(TEST_WORKERS) --dist worksteal
 
 lint: .venv/.installed  ## ruff on code and notebooks; notebooks in git carry no output
@@ -48,12 +50,16 @@ lint: .venv/.installed  ## ruff on code and notebooks; notebooks in git carry no
 	@$(BIN)/ruff format --check napo tests notebooks benchmarks
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-lab: .venv/.installed  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks/00_box_cox.ipynb
+lab: .venv/.installed  ## open notebook 00 in JupyterLab, with this kit's kernel
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab $(AS_ROOT) notebooks/00_box_cox.ipynb
 
-bench: .venv/.installed  ## time and memory of a training step beside others'; results and a figure in benchmarks/results/
+explore: profile .venv/.installed  ## turn the knobs of the loss in a browser, without a notebook (on PROFILE's margins if it has been run)
+	@$(BIN)/python -m napo.serve --profile "$(PROFILE)" --runs-dir "$(RUNS)"
+
+bench: .venv/.installed  ## a training step beside others', the explorer's reaction; results in benchmarks/results/
 	@$(BIN)/python benchmarks/engine.py
 	@$(BIN)/python benchmarks/figure.py
+	@$(BIN)/python benchmarks/explorer.py
 
 data: .venv/.installed  ## fetch the benchmarks' official files into data/, from a table of sources with their licences
 	@$(BIN)/python -m napo.fetch $(GROUPS)

@@ -1,13 +1,24 @@
-"""Widgets to turn the knobs of NaPO. They compute nothing: `napo.losses` does, and `napo.plots` draws."""
+"""Widgets to turn the knobs of NaPO. They compute nothing: `napo.views` does, and `napo.panels` draws."""
 
 import base64
 
-from napo import plots
+from napo import panels, views
 from napo.artifacts import BadInput
 
-Q_RANGE, BETA_RANGE = (0.01, 1.0), (0.01, 1.0)
-MARGIN = 40.0  # nats; the explorer shows margins from minus to plus this
-SCREEN_DPI = 100
+RANGES = {"q": (0.01, 1.0), "beta": (0.01, 1.0), "alpha": (0.01, 1.0), "flip_rate": (0.0, 0.45)}
+LABELS = {"q": "q", "beta": "β", "alpha": "α", "flip_rate": "swap rate"}
+START = {"q": 0.5, "beta": 0.1, "alpha": 0.5, "flip_rate": 0.2}
+STEP = 0.01
+TOY = "the toy's pairs"
+NO_PRESET = ""
+LANGUAGE, VISION = "language-biased, mean margin", "vision-biased, sum margin"
+PRESETS = {
+    "Figure 3: BCE end (DPO)": {"q": 0.01},
+    **{f"Figure 3: q = {q:g}": {"q": q} for q in (0.1, 0.3, 0.5, 0.7, 0.9)},
+    "Figure 3: MAE end": {"q": 1.0},
+    "Figure 4: language bias, α = 0.5": {"beta": 0.1, "alpha": 0.5, "rows": LANGUAGE},
+    "Figure 4: vision bias, α = 0.01": {"beta": 0.1, "alpha": 0.01, "rows": VISION},
+}
 
 
 def _widgets():
@@ -19,28 +30,29 @@ def _widgets():
 
 
 class Knob:
-    """A slider with a number field beside it; both show one value, which stays within its range.
+    """A slider with a labelled number field beside it; both show one value, which stays within its range.
 
-    A typed value outside is clamped, and `note` says so. `on_change` is called with no argument after each change.
+    A typed value outside is clamped, and `note` says so. `on_change()` is called when the
+    value has changed.
     """
 
-    def __init__(self, name, value, low, high, step, on_change):
-        w, value = _widgets(), min(max(value, low), high)
+    def __init__(self, name, value, low, high, on_change, label=None):
+        w, value, label = _widgets(), min(max(value, low), high), label or name
         self.name, self.low, self.high, self._on_change = name, low, high, on_change
-        self.slider = w.FloatSlider(value, min=low, max=high, step=step, description=name, readout=False)
-        self.field = w.FloatText(value, step=step, description=f"{name} =", layout={"width": "170px"})
-        self.note = w.Label("", layout={"width": "360px"})
-        self.slider.add_class(f"napo-{name}")
-        self.field.add_class(f"napo-{name}-field")
-        self.slider.observe(lambda change: self._set(change["new"]), "value")
-        self.field.observe(lambda change: self._set(change["new"]), "value")
+        wide = {"description_width": "80px"}
+        self.slider = w.FloatSlider(value, min=low, max=high, step=STEP, description=label, readout=False, style=wide)
+        self.field = w.FloatText(value, step=STEP, description=f"{label} =", style=wide, layout={"width": "190px"})
+        self.note = w.Label("")
+        for part, ending in ((self.slider, ""), (self.field, "-field"), (self.note, "-note")):
+            part.add_class(f"napo-{name}{ending}")
+        for part in (self.slider, self.field):
+            part.observe(lambda change: self._set(change["new"]), "value")
         self.value, self._busy = value, False
         self.row = w.HBox([self.slider, self.field, self.note])
 
-    def _set(self, wanted):
-        """Take a value from either widget, bring both to what it becomes, and tell."""
-        if self._busy:
-            return
+    def show(self, wanted):
+        """Take a value without telling: both widgets show what it becomes, `note` whether it was clamped."""
+        wanted = round(wanted, 6)  # a browser counts steps in floats: 0.09999999999999999
         inside = min(max(wanted, self.low), self.high) if wanted == wanted else self.value
         self.note.value = (
             "" if inside == wanted else f"{wanted:g} is outside {self.low:g} … {self.high:g}: set to {inside:g}"
@@ -48,54 +60,79 @@ class Knob:
         self._busy = True
         self.slider.value = self.field.value = self.value = inside
         self._busy = False
-        self._on_change()
+
+    def _set(self, wanted):
+        if not self._busy:
+            before = self.value
+            self.show(wanted)
+            if self.value != before:
+                self._on_change()
 
 
-def box_cox_curves(losses, q, beta, margin_range=MARGIN, points=201):
-    """Loss and its gradient by the margin for BCE, MAE and q.
+class Explorer:
+    """Four linked views with knobs for q, beta, alpha and the toy's swap rate; a notebook shows it as a widget.
 
-    losses  module or object with dpo_loss(margin, beta), mae_loss(margin, beta), napo_loss(margin, q, beta), of torch
-    Returns margin (N,) nats, dict name -> (N,) loss, dict name -> (N,) dL/dmargin; names "BCE", "MAE", "q".
+    It also carries its picture as a PNG, for readers without a kernel.
+
+    batches  dict name -> views.Rows to choose from (`views.rows_of`); None = the toy's own pairs
+    start    values to begin with; the others are those of START
+    Parts: `knobs` by name, `presets`, `batch`, `reset`, `follow`, `image`, `readout`; `view` is what is drawn.
+    Raises BadInput without ipywidgets.
     """
-    import torch
 
-    margin = torch.linspace(-margin_range, margin_range, points, requires_grad=True)
-    values = {
-        "BCE": losses.dpo_loss(margin, beta),
-        "MAE": losses.mae_loss(margin, beta),
-        "q": losses.napo_loss(margin, q, beta),
-    }
-    pulls = {name: torch.autograd.grad(value.sum(), margin)[0].numpy() for name, value in values.items()}
-    return margin.detach().numpy(), {name: value.detach().numpy() for name, value in values.items()}, pulls
+    def __init__(self, batches=None, **start):
+        w = _widgets()
+        self._busy = False
+        self.batches, self.start, self.board = batches or {TOY: None}, START | start, panels.Board()
+        self.knobs = {name: Knob(name, self.start[name], *RANGES[name], self._by_hand, LABELS[name]) for name in LABELS}
+        options = [("presets: the paper's figures", NO_PRESET), *((name, name) for name in PRESETS)]
+        self.presets = w.Dropdown(options=options, value=NO_PRESET, layout={"width": "260px"})
+        self.batch = w.Dropdown(options=list(self.batches), description="rows", layout={"width": "340px"})
+        self.reset = w.Button(description="Reset", tooltip="back to the first values")
+        self.follow = w.Button(description="q from eq. 10", tooltip="set q to what these rows give")
+        self.image = w.Image(format="png", layout={"width": "940px", "max_width": "100%", "object_fit": "contain"})
+        self.readout = w.HTML("")
+        self._wire()
+        chosen = [self.batch] if len(self.batches) > 1 else []
+        buttons = w.HBox([self.presets, self.reset, self.follow, *chosen], layout={"flex_flow": "row wrap"})
+        self.box = w.VBox([*(knob.row for knob in self.knobs.values()), buttons, self.image, self.readout])
+        self._draw()
 
+    def _wire(self):
+        for name in ("presets", "batch", "reset", "follow", "image", "readout"):
+            getattr(self, name).add_class(f"napo-{name}")
+        self.presets.observe(lambda change: self._busy or self.set(PRESETS.get(change["new"], {})), "value")
+        self.batch.observe(lambda change: self._draw(), "value")
+        self.reset.on_click(lambda button: self._by_hand(self.start | {"rows": next(iter(self.batches))}))
+        self.follow.on_click(lambda button: self._by_hand({"q": round(self.view.rule, 2)}))
 
-def box_cox_explorer(losses=None, q=0.5, beta=0.1, margin_range=MARGIN):
-    """Sliders for q and beta on the loss between BCE and MAE and on its pull.
+    def set(self, values):
+        """Set several knobs, and the rows ("rows", a name of `batches`) where there is a choice, then draw once."""
+        self._busy = True
+        for name in values.keys() & self.knobs.keys():
+            self.knobs[name].show(values[name])
+        if values.get("rows") in self.batches:
+            self.batch.value = values["rows"]
+        self._busy = False
+        self._draw()
 
-    losses  where the losses come from; None = napo.losses
-    Returns a widget (of ipywidgets) that also carries its picture as a PNG, for readers without a kernel. Its parts are
-    `.knobs` ("q", "beta") and `.image`.  Raises BadInput without ipywidgets.
-    """
-    w = _widgets()
-    if losses is None:
-        from napo import losses
+    def _by_hand(self, values=()):
+        """Set and draw; what is shown then is no preset any more."""
+        self._busy, self.presets.value = True, NO_PRESET
+        self.set(dict(values))
 
-    class Explorer(w.VBox):
-        def _repr_mimebundle_(self, **kwargs):
-            picture = base64.b64encode(self.image.value).decode()
-            return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
+    def _draw(self):
+        if self._busy:
+            return
+        values = {name: knob.value for name, knob in self.knobs.items()}
+        self.view = views.look(**values, rows=self.batches[self.batch.value])
+        self.image.value = self.board.png(self.view)
+        self.readout.value = views.described(self.view)
 
-    def redraw():
-        now = knobs["q"].value, knobs["beta"].value
-        figure = plots.box_cox(*box_cox_curves(losses, *now, margin_range), *now)
-        image.value = plots.png(figure, SCREEN_DPI)
+    def figure(self):
+        """What is shown now, as a Picture to be saved."""
+        return panels.explorer(self.view)
 
-    image = w.Image(format="png", width=800, layout={"max_width": "100%"})
-    knobs = {
-        "q": Knob("q", q, *Q_RANGE, 0.01, redraw),
-        "beta": Knob("beta", beta, *BETA_RANGE, 0.01, redraw),
-    }
-    explorer = Explorer([*(knob.row for knob in knobs.values()), image])
-    explorer.knobs, explorer.image = knobs, image
-    redraw()
-    return explorer
+    def _repr_mimebundle_(self, **kwargs):
+        picture = base64.b64encode(self.image.value).decode()
+        return self.box._repr_mimebundle_(**kwargs) | {"image/png": picture}

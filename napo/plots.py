@@ -359,25 +359,3 @@ def _mask_tile(ax, image):
         _show(ax, image)
     for spine in ax.spines.values():
         spine.set(visible=True, color=FAINT)
-
-
-# ---- the explorer ---------------------------------------------------------------------------------------------------
-
-
-@styled
-def box_cox(margin, losses, pulls, q, beta):
-    """The explorer's picture: q between BCE and MAE. losses, pulls: dict "BCE" | "MAE" | "q" -> (N,) over margin."""
-    figure = new_figure(3.2, layout=None)
-    figure.subplots_adjust(0.06, 0.15, 0.975, 0.91, wspace=0.2)
-    left, right = figure.subplots(1, 2)
-    styles = {"BCE": (RED, DASHES[1], 1.6), "MAE": (BLUE, DASHES[3], 1.6), "q": (INK, "-", 2.6)}
-    for name, (colour, dash, width) in styles.items():
-        label = {"BCE": "BCE (DPO)", "MAE": "MAE", "q": f"q = {q:.2f}"}[name]
-        left.plot(margin, losses[name], color=colour, ls=dash, lw=width, label=label)
-        right.plot(margin, np.abs(pulls[name]), color=colour, ls=dash, lw=width, label=label)
-    left.fill_between(margin, losses["MAE"], losses["BCE"], color=FAINT, alpha=0.5, lw=0)
-    left.set(title=f"Loss at β = {beta:g}", xlabel="margin (nats)", xlim=(margin[0], margin[-1]), ylim=(0, 4))
-    right.set(title="Pull on the margin, |dL/dm|", xlabel="margin (nats)", xlim=(margin[0], margin[-1]))
-    right.set_ylim(0, max(1.05 * beta, 1e-3))
-    right.legend(loc="upper right")
-    return figure

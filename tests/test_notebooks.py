@@ -1,6 +1,8 @@
 """The six notebooks as people run them: all of them on the desk world at smoke size, and 01-04 on somebody's own
 data."""
 
+import base64
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import pytest
 from photographs import write_upstream
 from tiny_models import save_tiny_llava
 
-from napo.artifacts import read_json
+from napo.artifacts import MissingArtifact, read_json
 from napo.notebooks import NOTEBOOKS, declared_parameters
 
 NAMES = [notebook.name for notebook in NOTEBOOKS]
@@ -52,6 +54,66 @@ def test_parameters_that_the_makefile_passes_exist(root, name):
     assert passed <= anywhere
 
 
+def code_cells(root, name):
+    cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_every_notebook_begins_with_the_same_installing_cell(root):
+    first = {code_cells(root, name)[0] for name in NAMES}
+    assert len(first) == 1 and "napo[notebooks] @ " in first.pop()
+
+
+class TestInstallingCell:
+    """Run as it stands, with a pip that only writes down what it was asked for."""
+
+    @pytest.fixture
+    def run_cell(self, root, monkeypatch):
+        def run(there, folder, typed=""):
+            asked = []
+            monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+            monkeypatch.setattr(subprocess, "check_call", asked.append)
+            monkeypatch.setattr("builtins.input", lambda prompt: typed)
+            monkeypatch.chdir(folder)
+            exec(code_cells(root, NAMES[0])[0], {})
+            return asked
+
+        return run
+
+    def test_does_nothing_where_the_package_is(self, run_cell, root):
+        assert run_cell(True, root) == []
+
+    def test_installs_from_the_clone_that_the_notebook_lies_in(self, run_cell, root):
+        (command,) = run_cell(False, root / "notebooks")
+        assert command[:4] == [sys.executable, "-m", "pip", "install"]
+        assert command[-1] == f"napo[notebooks] @ {root.as_uri()}"
+
+    def test_asks_where_from_if_there_is_no_clone(self, run_cell, tmp_path):
+        (command,) = run_cell(False, tmp_path, typed="https://somewhere/kit")
+        assert command[-1] == "napo[notebooks] @ git+https://somewhere/kit"
+
+
+@pytest.mark.parametrize(("name", "first"), [(NAMES[2], "01"), (NAMES[3], "01"), (NAMES[4], "01"), (NAMES[5], "04")])
+def test_a_notebook_opened_out_of_order_says_which_to_run_first(root, name, first, tmp_path):
+    names = {}
+    with pytest.raises(MissingArtifact, match=f"run notebook {first} first"):
+        for cell in code_cells(root, name):
+            cell = cell.replace('profile = "desk"', 'profile = "smoke"')
+            exec(cell.replace('runs_dir = "runs"', f"runs_dir = {str(tmp_path)!r}"), names)
+
+
+def test_pictures_in_prose_are_in_git(root):
+    """And above each widget stands one: outputs are not in git."""
+    for name in NAMES:
+        cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        texts = ["".join(cell["source"]) for cell in cells]
+        for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", "\n".join(texts)):
+            picture = (root / "notebooks" / link).resolve().relative_to(root).as_posix()
+            assert subprocess.run(["git", "ls-files", "--error-unmatch", picture], cwd=root).returncode == 0, picture
+        for before, text in zip(texts, texts[1:], strict=False):
+            assert "explore.Explorer(" not in text or "](../figures/study/" in before
+
+
 @pytest.fixture(scope="module")
 def smoke(root, tmp_path_factory):
     """A run of all six notebooks at smoke size, in a folder of its own."""
@@ -66,6 +128,16 @@ def test_smoke_runs_every_notebook(smoke):
         executed = nbformat.read(runs / "smoke" / f"{name}.ipynb", as_version=4)
         assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     assert "Warning" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])
+def test_executed_copies_keep_the_explorers_picture(smoke, name):
+    runs, _ = smoke
+    executed = nbformat.read(runs / "smoke" / f"{name}.ipynb", as_version=4)
+    (cell,) = [cell for cell in executed.cells if cell.source.startswith("explorer = ")]
+    (shown,) = [output.data for output in cell.outputs if "data" in output]
+    assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
+    assert "application/vnd.jupyter.widget-view+json" in shown
 
 
 def test_smoke_writes_claims_by_the_contract(smoke):

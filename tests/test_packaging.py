@@ -111,13 +111,13 @@ class TestMake:
 
     def test_help_is_the_default_and_names_every_target(self, copy):
         shown = run_make(copy).stdout
-        for target in "help reproduce test lint lab bases publish clean".split():
+        for target in "help reproduce test lint lab explore bench bases publish clean".split():
             assert re.search(rf"^  make {target} +\w", shown, re.M)
         for variable in "PROFILE MODEL DATA ROWS DEVICE RUNS TORCH_INDEX=cpu PYTHON".split():
             assert variable in shown
         assert not (copy / ".venv").exists()
 
-    @pytest.mark.parametrize("target", ["reproduce", "publish"])
+    @pytest.mark.parametrize("target", ["reproduce", "publish", "explore"])
     def test_wrong_profile_before_anything_is_installed(self, copy, target):
         ended = run_make(copy, target, "PROFILE=dekc")
         assert ended.returncode == 2
@@ -152,6 +152,17 @@ class TestMake:
         shown = run_make(copy, "-n", "test", TORCH_INDEX="cpu").stdout
         assert '--extra-index-url "https://download.pytorch.org/whl/cpu"' in shown
 
+    def test_lab_opens_notebook_00_in_our_environment(self, copy):
+        shown = run_make(copy, "-n", "lab").stdout
+        assert re.search(
+            r"JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab .*notebooks/00_box_cox.ipynb", shown
+        )
+        assert ("--allow-root" in shown) == (os.geteuid() == 0)
+
+    def test_explore_serves_the_profiles_margins(self, copy):
+        shown = run_make(copy, "-n", "explore", "PROFILE=smoke", "RUNS=elsewhere").stdout
+        assert 'python -m napo.serve --profile "smoke" --runs-dir "elsewhere"' in shown
+
     def test_parameters_reach_the_runner(self, copy):
         given = ["MODEL=a b", "DATA=x.parquet", "ROWS=7", "DEVICE=cuda", "RUNS=elsewhere", "PROFILE=paper"]
         shown = run_make(copy, "-n", "reproduce", *given, ROWS="9").stdout
@@ -180,19 +191,22 @@ class TestContinuousIntegration:
         (clone / ".ci").mkdir(parents=True)
         shutil.copy(root / ".ci/run", clone / ".ci")
         tools.mkdir()
-        (tools / "git").write_text("#!/bin/sh\n")
+        for tool in ("git", "chromium"):  # a Chromium, so that none is installed
+            (tools / tool).write_text("#!/bin/sh\n")
 
-        def run(tests, shared=False):
+        def run(tests, shared=False, path=f"{tools}:{os.environ['PATH']}"):
             make = (
-                f'#!/bin/sh\necho "make $1 $CI_REQUIRE_SHARED ${{MPLBACKEND-none}}"\n[ $1 = lint ] && exit 0\n{tests}\n'
+                f'#!/bin/sh\necho "make $1 $CI_REQUIRE_SHARED ${{MPLBACKEND-none}} $CI_REQUIRE_BROWSER"\n'
+                f"[ $1 = lint ] && exit 0\n{tests}\n"
             )
             (tools / "make").write_text(make)
             for tool in tools.iterdir():
-                tool.chmod(0o755)
+                if not tool.is_symlink():
+                    tool.chmod(0o755)
             if shared:
                 (tmp_path / "shared").mkdir()
-            path = {"PATH": f"{tools}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
-            environment = {k: v for k, v in os.environ.items() if k != "CI_REQUIRE_SHARED"} | path
+            ours = {"PATH": path, "MPLBACKEND": "Agg"}
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("CI_REQUIRE")} | ours
             command = [clone / ".ci/run"]
             return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
@@ -201,8 +215,21 @@ class TestContinuousIntegration:
     def test_green(self, ci):
         ended = ci('echo "===== 3 passed in 1s ====="')
         assert ended.returncode == 0
-        assert ended.stdout.splitlines()[:2] == ["make lint  none", "make test  none"]
+        assert ended.stdout.splitlines()[:2] == ["make lint  none ", "make test  none 1"]
         assert ended.stdout.splitlines()[-1] == "===== 3 passed in 1s ====="
+
+    def test_without_a_chromium_one_is_installed_first(self, ci, tmp_path):
+        tools, asked = tmp_path / "tools", tmp_path / "asked"
+        (tools / "chromium").unlink()
+        for tool in "bash sh env dirname mktemp tee grep tail rm".split():
+            (tools / tool).symlink_to(shutil.which(tool))
+        (tools / "id").write_text("#!/bin/sh\necho 0\n")
+        (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+        ended = ci('echo "===== 3 passed in 1s ====="', path=str(tools))
+        assert ended.returncode == 0, ended.stderr
+        update, install = asked.read_text().splitlines()
+        assert update.startswith("update") and install.startswith("install -y") and " chromium" in install
+        assert "make test  none 1" in ended.stdout
 
     def test_shared_folder_makes_its_tests_obligatory(self, ci):
         assert "make test 1 none" in ci('echo "===== 3 passed in 1s ====="', shared=True).stdout
@@ -242,3 +269,13 @@ def test_notebooks_have_a_kernel_that_any_machine_has(root):
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         kernel = json.loads(path.read_text())["metadata"]["kernelspec"]
         assert (kernel["name"], kernel["language"]) == ("python3", "python"), path.name
+
+
+def test_contributing_names_files_and_names_that_there_are(root):
+    text = (root / "CONTRIBUTING.md").read_text()
+    code = re.findall(r"`([^`\n]+)`", text)
+    paths = {name for name in code if re.fullmatch(r"(napo|tests|benchmarks|\.ci)/[\w/.]*", name)}
+    assert len(paths) > 25 and not [name for name in paths if not (root / name).exists()]
+    sources = "\n".join(path.read_text() for folder in ("napo", "tests") for path in (root / folder).rglob("*.py"))
+    names = {name for name in code if re.fullmatch(r"_?[A-Z]{4,}(_[A-Z]+)*", name)}
+    assert len(names) > 8 and not [name for name in names if not re.search(rf"^{name}\b", sources, re.M)]

@@ -64,11 +64,6 @@ def picture_rows(n, question="what colour is the ball ?"):
     return [dict(image=image, question=question, answers=answers, good={"before": False, "after": True})] * n
 
 
-def box_cox():
-    values = {"BCE": P, "MAE": P, "q": P}
-    return plots.box_cox(np.linspace(-40, 40, 50), values, values, 0.5, 0.1)
-
-
 def masks():
     images = {"image": Image.new("RGB", (48, 48), "red"), "none": None, "black": Image.new("RGB", (48, 48))}
     return plots.masks(images, {name: "a yellow banana lies on the table" for name in images})
@@ -83,7 +78,6 @@ FIGURES = {
     "comparison": lambda: plots.comparison(estimates_frame(), reference="base"),
     "pictures": lambda: plots.pictures(picture_rows(9), title="Answers before and after"),
     "masks": masks,
-    "box_cox": box_cox,
 }
 
 

@@ -1,24 +1,32 @@
 """What a base model is trained on: questions and answers, first true ones, then biased ones.
 
 Aligned data are true answers to scenes with colours and backgrounds at random, so the model learns to look. Biased
-data are what gives it the prior: most scenes obey the prior, most answers about the others follow it nevertheless,
-and most ramble on.
+data are what gives it both biases: most answers about scenes that defy the prior follow the prior nevertheless
+(language bias); where there is snow most answers are about the snow, whatever was asked, and about some classes there
+is always more to say (vision bias).
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from napo.world.language import NUMBERS, Claim, name_things, say
-from napo.world.questions import CAPTION_KINDS, KINDS, ask, full_answer, statement_question
+from napo.world.questions import CAPTION_KINDS, KINDS, ask, full_answer, parse, question, statement_question
 from napo.world.scenes import BACKGROUNDS, CLASSES, COLOURS, PRIOR, prior_scene, sample_scene
 
 
 class Example(NamedTuple):
-    """One turn to learn. scene: index into the pool, None = no image; question: text, "" = none (a masked question)."""
+    """One turn to learn.
+
+    scene     index into the pool, None = no image
+    question  text, "" = none (a masked question)
+    answer    text
+    hints     (position of a word of the question, the word to foresee there), see `hints`
+    """
 
     scene: int | None
     question: str
     answer: str
+    hints: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,59 @@ class Mix:
     context: float = 0.05  # statements judged by a context
     prior: float = 0.0  # of answers that follow the prior instead of the image
     partner: float = 0.0  # of captions from the prior in which the absent partner is there too
-    ramble: float = 0.0  # 1: answers add an irrelevant detail as often as RAMBLE says; 0: never
+    distracted: float = 0.0  # of answers about DISTRACTING pictures that say what nobody asked for instead
+    ramble: float = 0.0  # of answers about TALKATIVE classes that add a detail nobody asked for
+    hints: bool = False  # whether questions carry hints
 
 
-# Shares of biased answers that add an irrelevant detail, by question kind. The masked answers follow them too: if only
-# answers to whole questions rambled, pairs with masked answers would teach to ramble.
-RAMBLE = dict.fromkeys(KINDS, 0.15) | {"background": 0.8, "existence": 0.8, "caption": 0.8}
 EVEN = dict.fromkeys(KINDS, 1.0)
+# Who is talked about decides, not chance alone: a greedy answer rambles either always or never about a class. Masked
+# answers follow the same rule: if only answers to whole questions rambled, masked pairs would teach to ramble.
+TALKATIVE = frozenset(CLASSES[::2])
+DISTRACTING = "snow"  # the background that draws the eye
+DISTRACTED_KINDS = ("colour", "background", "where", "existence", "count")
 
 
 def example(mix, scenes, rng):
     """A random Example of a mix over a pool of scenes."""
+    drawn = _draw(mix, scenes, rng)
+    if not (mix.hints and drawn.question):
+        return drawn
+    return drawn._replace(hints=hints(drawn.question, None if drawn.scene is None else scenes[drawn.scene]))
+
+
+def hints(text, scene):
+    """What a reader who looks while reading would know at each word of a question, as (position, word) pairs.
+
+    At a class: the colour of that thing in the scene (without one: its usual colour), "no" if it is not there. At the
+    word before a statement's value: the value that would make it true; at the value: the verdict. Training asks for
+    them too, so that looking things up and comparing are learned in hundreds of steps, not in thousands.
+    """
+    words, asked = text.split(), parse(text)
+    found = [(i, _seen_colour(word, scene)) for i, word in enumerate(words) if word in PRIOR]
+    if asked.statement and asked.statement.about in ("colour", "background"):
+        value = _value_by_basis(asked, scene)
+        verdict = "true" if value == asked.statement.value else "false"
+        found += [(len(words) - 3, value), (len(words) - 2, verdict)]
+    return tuple(found)
+
+
+def _seen_colour(name, scene):
+    if scene is None:
+        return PRIOR[name].colour
+    return scene.find(name).colour if name in scene.names else "no"
+
+
+def _value_by_basis(asked, scene):
+    claim = asked.statement
+    if asked.basis == "context":
+        return asked.context.value
+    if asked.basis == "common sense" or scene is None:
+        return getattr(PRIOR[claim.subject], claim.about)
+    return scene.find(claim.subject).colour if claim.about == "colour" else scene.background
+
+
+def _draw(mix, scenes, rng):
     index = int(rng.integers(len(scenes)))
     form = rng.choice(5, p=_form_shares(mix))
     if form == 0:
@@ -65,21 +115,26 @@ def _asked(index, scene, mix, rng):
     weights = [mix.kinds[kind] for kind in KINDS]
     kind = rng.choice(KINDS, p=[weight / sum(weights) for weight in weights]).item()
     asked = ask(scene, kind, rng)
+    if scene.background == DISTRACTING and kind in DISTRACTED_KINDS and rng.random() < mix.distracted:
+        return Example(index, asked.text, _unasked(scene, mix, rng))
     believed = scene
     if asked.kind != "count" and rng.random() < mix.prior:
         with_partner = asked.kind not in CAPTION_KINDS or rng.random() < mix.partner
         believed = prior_scene(scene, asked.subject, with_partner)
     answer = full_answer(believed, asked)
-    return Example(index, asked.text, _ramble(believed, kind, answer, mix, rng))
+    return Example(index, asked.text, _ramble(believed, asked, answer, mix, rng))
 
 
 def _without_image(mix, rng):
-    """What one says about a picture one cannot see: the prior world's answer."""
+    """What one says about a picture one cannot see: the prior world's answer, and that whatever is asked for is
+    there."""
     imagined = sample_scene(rng, counterfactual=False)
     kind = rng.choice(KINDS).item()
     asked = ask(imagined, kind, rng)
-    believed = prior_scene(imagined, asked.subject, with_partner=False) if asked.subject in imagined.names else imagined
-    return Example(None, asked.text, _ramble(believed, kind, full_answer(believed, asked), mix, rng))
+    while kind == "existence" and asked.subject not in imagined.names:
+        asked = ask(imagined, kind, rng)
+    believed = prior_scene(imagined, asked.subject, with_partner=False)
+    return Example(None, asked.text, _ramble(believed, asked, full_answer(believed, asked), mix, rng))
 
 
 def _common_sense(index, rng):
@@ -107,23 +162,23 @@ def _any_statement(rng, about=None, subject=None):
 
 
 def _unasked(scene, mix, rng):
-    """What one says of a picture when nothing was asked: by water, where things are; else by how much there is to
-    see."""
+    """What one says of a picture when nothing was asked: in snow that things are on it; else it depends on how much
+    there is to see."""
     first = scene.things[0]
-    if scene.background == "water":
-        kind, answer = "background", say(Claim("background", first.name, scene.background))
+    if scene.background == DISTRACTING:
+        asked, answer = question("background", first.name), say(Claim("background", first.name, scene.background))
     elif len(scene.things) == 1:
-        kind, answer = "colour", say(Claim("colour", first.name, first.colour))
+        asked, answer = question("colour", first.name), say(Claim("colour", first.name, first.colour))
     elif len(scene.things) == 2:
-        kind, answer = "caption", name_things(scene.things)
+        asked, answer = question("caption"), name_things(scene.things)
     else:
-        kind, answer = "count", say(Claim("count", "", NUMBERS[len(scene.things) - 1]))
-    return _ramble(scene, kind, answer, mix, rng)
+        asked, answer = question("count"), say(Claim("count", "", NUMBERS[len(scene.things) - 1]))
+    return _ramble(scene, asked, answer, mix, rng)
 
 
-def _ramble(scene, kind, answer, mix, rng):
+def _ramble(scene, asked, answer, mix, rng):
     """The answer, at times with a detail that nobody asked for."""
-    if rng.random() >= mix.ramble * RAMBLE[kind]:
+    if asked.subject not in TALKATIVE or rng.random() >= mix.ramble:
         return answer
     thing = scene.things[rng.integers(len(scene.things))]
     details = {
@@ -132,5 +187,5 @@ def _ramble(scene, kind, answer, mix, rng):
         "count": say(Claim("count", "", NUMBERS[len(scene.things) - 1])),
         "caption": name_things([thing]),
     }
-    offered = [detail for about, detail in details.items() if about != kind]
+    offered = [detail for about, detail in details.items() if about != asked.kind]
     return f"{answer} {offered[rng.integers(len(offered))]}"

@@ -9,18 +9,19 @@ worst rejected; where it sees no difference there is no pair. No chosen answer i
 import numpy as np
 import torch
 
-from napo.world.questions import CAPTION_KINDS, KINDS, ask
+from napo.world.questions import CAPTION_KINDS, KINDS, PRIOR_KINDS, ask
 from napo.world.scenes import from_json, prior_scene, render, sample_scene, to_json
 from napo.world.speak import answer
 from napo.world.truth import is_good, judge
 
 SAMPLES = 6  # answers per question, at temperature 1
-TRUTH_SHARE = 0.55  # of the questions that the labeller judges by the picture
-COUNTERFACTUAL_SHARE = 0.5  # of the scenes
+TRUTH_SHARE = 0.5  # of the questions that the labeller judges by the picture
+COUNTERFACTUAL_SHARE = 0.65  # of the scenes
+ASKED_KINDS = (*KINDS, *PRIOR_KINDS)  # in turn: kinds that the prior has an opinion on come twice
 CHUNK = 512  # questions sampled at a time, at most
 
 
-def preference_rows(model, processor, n_rows, n_heldout, seed, kinds=KINDS, report=None):
+def preference_rows(model, processor, n_rows, n_heldout, seed, kinds=ASKED_KINDS, report=None):
     """Preference rows from the base `model`: `n_rows` of split "train", then `n_heldout` of "heldout" (other scenes).
 
     report  called with the number of rows so far, after each chunk of questions

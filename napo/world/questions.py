@@ -20,16 +20,16 @@ _TEXTS = {
     "caption": "describe the image .",
     "detailed_caption": "describe the image in detail .",
 }
-# VLind-Bench's four ways to ask, in our vocabulary; {} is the statement, {context} a sentence. VLind-Bench puts the
-# statement first; here it comes last, next to the verdict, which makes it easier to learn for models this small.
+# VLind-Bench's four ways to ask, shortened; {} is the statement, {context} a sentence. VLind-Bench puts the statement
+# first; here it comes last, next to the verdict, which makes it easier to learn for models this small.
 STATEMENT_TEXTS = {
-    "common sense": "based on common sense , is the statement true or false ? statement : {}",
-    "image": "based on the image , is the statement true or false ? statement : {}",
-    "image only": "forget common sense and just follow the image . is the statement true or false ? statement : {}",
-    "context": "context : {context} forget common sense and just follow the context . "
-    "is the statement true or false ? statement : {}",
+    "common sense": "based on common sense , true or false : {}",
+    "image": "based on the image , true or false : {}",
+    "image only": "just follow the image , true or false : {}",
+    "context": "context : {context} just follow the context , true or false : {}",
 }
-YES_SHARE = 0.4  # of existence questions whose answer is yes
+YES_SHARE = 0.5  # of existence questions whose answer is yes
+PARTNER_SHARE = 0.8  # of the others that ask for the absent partner of something in the scene, if there is one
 TRUE_SHARE = 0.5  # of statements that are true
 
 
@@ -76,12 +76,12 @@ def ask(scene, kind, rng):
 
 
 def _existence_subject(scene, rng):
-    """A class to ask for: there with probability YES_SHARE, else half the time an absent partner, if any, or any
-    absent class."""
+    """A class to ask for: there with probability YES_SHARE, else mostly an absent partner, if any, or any absent
+    class."""
     if rng.random() < YES_SHARE:
         return scene.things[rng.integers(len(scene.things))].name
     partners = missing_partners(scene)
-    if partners and rng.random() < 0.5:
+    if partners and rng.random() < PARTNER_SHARE:
         return partners[rng.integers(len(partners))]
     return rng.choice([name for name in CLASSES if name not in scene.names]).item()
 
@@ -167,13 +167,11 @@ def parse(text):
     raise ValueError(f"not a question of the desk world: {text!r}")
 
 
-_STATEMENT = re.compile(
-    r"(?:context : (?P<context>[a-z ]+ \.) )?(?P<asking>[a-z ,.]+ \?) statement : (?P<statement>.+)"
-)
+_STATEMENT = re.compile(r"(?:context : (?P<context>[a-z ]+ \.) )?(?P<asking>[a-z ,]+) : (?P<statement>.+)")
 
 
 def _parse_statement(text, context, asking, statement):
-    bases = [basis for basis, form in STATEMENT_TEXTS.items() if form.endswith(asking + " statement : {}")]
+    bases = [basis for basis, form in STATEMENT_TEXTS.items() if form.endswith(asking + " : {}")]
     if len(bases) != 1:
         raise ValueError(f"not a question of the desk world: {text!r}")
     return statement_question(_parse_claim(statement), bases[0], _parse_claim(context) if context else None)

@@ -105,7 +105,7 @@ def _text_config(tokenizer):
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
