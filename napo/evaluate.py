@@ -77,7 +77,7 @@ def load_cell(cell, profile, runs_dir):
     if not METHODS[cell.method].trained:
         return model, processor
     folder = train.cell_folder(profile, cell, runs_dir) / "adapter"
-    model = models.load_adapter(model, folder)
+    model = models.load_whole_adapter(model, folder)
     row = heldout_rows(cell, profile, runs_dir)[0]
     question = benchmarks.Question(row["row_id"], row["row_id"], row["question"], row["image"])
     asking.check_adapter(model, processor, question, artifacts.shown(folder))
@@ -142,6 +142,7 @@ def protocol(profile, asked):
     settings = profile.evaluation
     similarity = settings.similarity if settings.similarity != "spacy" else "spaCy en_core_web_lg"
     how = {"decoding": settings.decoding or "of the profile", "similarity": similarity}
+    how["four_bit"] = profile.quantisation.four_bit
     return {b.name: how | {"examples": b.n_examples, "adapted": b.adapted.get("about", "")} for b in asked}
 
 

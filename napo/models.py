@@ -233,31 +233,33 @@ def quiet():
 def load_adapter(model, folder):
     """A model with a trained adapter as stock peft loads it, never merged.
 
-    Raises BadInput if the folder holds none, or one that does not fit the model in every weight.
+    Raises BadInput if the folder holds none, or one whose weights have other shapes or places.
     """
     if not (Path(folder) / "adapter_config.json").exists():
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
     try:
-        with quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
-            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        with quiet():
+            return PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = " ".join(" ".join(str(error).split()).split(". ")[0].split("\t")).strip()[:200]
         raise BadInput(f"{folder}: no adapter of this model ({reason}): give the model it was trained on") from error
-    if stray := _stray_weights(adapted, Path(folder) / "adapter_model.safetensors"):
-        raise BadInput(
-            f"{folder}: {len(stray)} weights do not belong to this model or are missing, the first is {stray[0]}: give "
-            "the model it was trained on"
-        )
+
+
+def load_whole_adapter(model, folder):
+    """The same, and every weight of the file has found its place: peft passes over strays with a warning at most."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        adapted = load_adapter(model, folder)
+    file = Path(folder) / "adapter_model.safetensors"
+    if file.exists():
+        with safe_open(file, "pt") as weights:
+            stray = sorted(set(weights.keys()) ^ set(get_peft_model_state_dict(adapted)))
+        if stray:
+            raise BadInput(
+                f"{folder}: {len(stray)} weights do not belong to this model or are missing, the first is {stray[0]}: "
+                "give the model it was trained on"
+            )
     return adapted
-
-
-def _stray_weights(adapted, file):
-    """Names that only the adapter's file or only the model has; peft passes over both without an error."""
-    if not file.exists():
-        return []
-    with safe_open(file, "pt") as weights:
-        return sorted(set(weights.keys()) ^ set(get_peft_model_state_dict(adapted)))
 
 
 @torch.no_grad()

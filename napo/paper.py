@@ -73,7 +73,7 @@ def rows(model, methods=()):
 def reported(model, protocol, methods=()):
     """Records for `stats.results_table`: paper_row, table, measure, paper, differs ("" = same benchmark and protocol).
 
-    protocol  {benchmark: {"examples", "decoding", "adapted", "similarity", "judge"}} of our run
+    protocol  {benchmark: {"examples", "decoding", "four_bit", "adapted", "similarity", "judge"}} of our run
     """
     records = []
     for row in rows(model, methods):
@@ -95,6 +95,8 @@ def differs(measure, row, model, ours):
         found.append(f"{ours.get('examples', 'unknown')} examples, paper: {EXAMPLES[benchmark]}")
     if ours.get("decoding") != "paper":
         found.append(f"decoding {ours.get('decoding') or 'unknown'}")
+    if ours.get("four_bit"):
+        found.append("weights in 4 bits, paper: bfloat16")
     if benchmark == "objhal" and row.copied:
         found.append("paper: copied from work that finds objects by GPT")
     if benchmark == "amber" and SIMILARITY not in (ours.get("similarity") or ""):

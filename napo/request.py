@@ -122,7 +122,7 @@ def load_model(request, question):
     changes nothing on the question."""
     model, processor = models.load(request.model, request.quantisation, request.device)
     if request.adapter:
-        model = models.load_adapter(model, request.adapter)
+        model = models.load_whole_adapter(model, request.adapter)
         asking.check_adapter(model, processor, question, request.adapter)
     return model, processor
 

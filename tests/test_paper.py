@@ -88,6 +88,7 @@ def test_cb_values_are_k_of_302():
         ({"examples": 40}, "40 examples, paper: 302"),
         ({"adapted": "desk world"}, "items of its own, not the benchmark's"),
         ({"decoding": "greedy"}, "decoding greedy"),
+        ({"four_bit": True}, "weights in 4 bits, paper: bfloat16"),
     ],
 )
 def test_what_differs_is_named(change, reason):
