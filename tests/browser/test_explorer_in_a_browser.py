@@ -40,6 +40,21 @@ def page(chromium):
         yield page
 
 
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory):
+    """Address of notebook 00 in JupyterLab."""
+    with browsing.lab(tmp_path_factory.mktemp("lab"), "notebooks/00_box_cox.ipynb") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def voila(chromium, tmp_path_factory):
+    """Address of the explorer where nothing has been run."""
+    folder = tmp_path_factory.mktemp("voila")
+    with browsing.voila(folder, ["--runs-dir", folder / "none"]) as address:
+        yield address
+
+
 def keep(page, name):
     """A screenshot for people, runs/screenshots/<name>.png."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -69,47 +84,58 @@ def typed(on_page, name, text, shown, note):
     on_page.changed(source)
 
 
-def test_jupyterlab(page, tmp_path):
-    with browsing.lab(tmp_path, "notebooks/00_box_cox.ipynb") as address:
-        browsing.open_lab(page, address)
-        on_page = browsing.OnPage(page)
-        assert browsing.in_kernel(page, "__import__('sys').executable") == repr(sys.executable)
-        assert browsing.in_kernel(page, "explorer.knobs['q'].value") == "0.5"
-        by_keyboard(on_page, "q", "ArrowRight", "0.5", "0.51")
-        assert browsing.in_kernel(page, "explorer.knobs['q'].value, explorer.view.q") == "(0.51, 0.51)"
-        by_keyboard(on_page, "beta", "ArrowLeft", "0.1", "0.09")
-        typed(on_page, "alpha", "7", "1", "7 is outside 0.01 … 1: set to 1")
-        assert browsing.in_kernel(page, "explorer.view.alpha") == "1.0"
-        keep(page, "jupyterlab")
+def test_jupyterlab_shows_a_picture_before_anything_has_run(page, lab):
+    page.goto(lab)
+    published = page.locator(".jp-NotebookPanel img[alt*='as published']")
+    published.scroll_into_view_if_needed()
+    expect(published).to_be_visible()
+    page.wait_for_function("(image) => image.naturalWidth > 800", arg=published.element_handle())
+    keep(page, "jupyterlab-before-running")
 
 
-def test_jupyterlab_shows_a_picture_before_anything_has_run(page, tmp_path):
-    with browsing.lab(tmp_path, "notebooks/00_box_cox.ipynb") as address:
-        page.goto(address)
-        published = page.locator(".jp-NotebookPanel img[alt*='as published']")
-        published.scroll_into_view_if_needed()
-        expect(published).to_be_visible()
-        page.wait_for_function("(image) => image.naturalWidth > 800", arg=published.element_handle())
-        keep(page, "jupyterlab-before-running")
+def test_jupyterlab(page, lab):
+    browsing.open_lab(page, lab)
+    on_page = browsing.OnPage(page)
+    assert browsing.in_kernel(page, "__import__('sys').executable") == repr(sys.executable)
+    assert browsing.in_kernel(page, "explorer.knobs['q'].value") == "0.5"
+    by_keyboard(on_page, "q", "ArrowRight", "0.5", "0.51")
+    assert browsing.in_kernel(page, "explorer.knobs['q'].value, explorer.view.q") == "(0.51, 0.51)"
+    by_keyboard(on_page, "beta", "ArrowLeft", "0.1", "0.09")
+    typed(on_page, "alpha", "7", "1", "7 is outside 0.01 … 1: set to 1")
+    assert browsing.in_kernel(page, "explorer.view.alpha") == "1.0"
+    keep(page, "jupyterlab")
 
 
-def test_voila_on_the_toys_pairs(page, tmp_path):
-    with browsing.voila(tmp_path, ["--runs-dir", tmp_path / "none"]) as address:
-        page.goto(address)
-        on_page = browsing.OnPage(page)
-        by_keyboard(on_page, "flip_rate", "ArrowRight", "0.2", "0.21")
-        by_keyboard(on_page, "q", "ArrowUp", "0.5", "0.51")
-        typed(on_page, "q", "-3", "0.01", "-3 is outside 0.01 … 1: set to 0.01")
-        typed(on_page, "q", "0.7", "0.7", "")
-        source = on_page.source()
-        on_page.choose("presets", "Figure 3: q = 0.9")
-        on_page.changed(source)
-        expect(on_page.field("q")).to_have_value("0.9")
-        on_page.press("reset")
-        expect(on_page.field("q")).to_have_value("0.5")
-        expect(on_page.field("flip_rate")).to_have_value("0.2")
-        page.wait_for_timeout(500)
-        keep(page, "voila")
+def test_voila_on_the_toys_pairs(page, voila):
+    page.goto(voila)
+    on_page = browsing.OnPage(page)
+    by_keyboard(on_page, "flip_rate", "ArrowRight", "0.2", "0.21")
+    by_keyboard(on_page, "q", "ArrowUp", "0.5", "0.51")
+    typed(on_page, "q", "-3", "0.01", "-3 is outside 0.01 … 1: set to 0.01")
+    typed(on_page, "q", "0.7", "0.7", "")
+    source = on_page.source()
+    on_page.choose("presets", "Figure 3: q = 0.9")
+    on_page.changed(source)
+    expect(on_page.field("q")).to_have_value("0.9")
+    on_page.press("reset")
+    expect(on_page.field("q")).to_have_value("0.5")
+    expect(on_page.field("flip_rate")).to_have_value("0.2")
+    page.wait_for_timeout(500)
+    keep(page, "voila")
+
+
+def test_fields_have_names_that_screen_readers_read(page, voila):
+    page.goto(voila)
+    browsing.OnPage(page)
+    for label in explore.LABELS.values():
+        expect(page.get_by_label(f"{label} =", exact=True)).to_be_visible()
+
+
+def test_voila_asks_for_its_token(page, voila):
+    assert voila.startswith("http://127.0.0.1:")
+    page.goto(voila.partition("?")[0])
+    assert "/login" in page.url and page.locator("img.napo-image").count() == 0
+    assert page.request.get(voila.partition("?")[0] + "api/kernels", max_redirects=0).status in (302, 403)
 
 
 def test_voila_on_real_margins(page, tmp_path):
@@ -125,19 +151,3 @@ def test_voila_on_real_margins(page, tmp_path):
         expect(on_page.field("alpha")).to_have_value("0.01")
         expect(page.locator(".napo-batch select")).to_have_value(explore.VISION)
         keep(page, "voila-real-margins")
-
-
-def test_fields_have_names_that_screen_readers_read(page, tmp_path):
-    with browsing.voila(tmp_path, ["--runs-dir", tmp_path / "none"]) as address:
-        page.goto(address)
-        browsing.OnPage(page)
-        for label in explore.LABELS.values():
-            expect(page.get_by_label(f"{label} =", exact=True)).to_be_visible()
-
-
-def test_voila_asks_for_its_token(page, tmp_path):
-    with browsing.voila(tmp_path, ["--runs-dir", tmp_path / "none"]) as address:
-        assert address.startswith("http://127.0.0.1:")
-        page.goto(address.partition("?")[0])
-        assert "/login" in page.url and page.locator("img.napo-image").count() == 0
-        assert page.request.get(address.partition("?")[0] + "api/kernels", max_redirects=0).status in (302, 403)
