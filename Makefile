@@ -64,8 +64,8 @@ bench: .venv/.installed  ## a training step beside others', the explorer's react
 data: .venv/.installed  ## fetch the benchmarks' official files into data/, from a table of sources with their licences
 	@$(BIN)/python -m napo.fetch $(GROUPS)
 
-bases: .venv/.installed  ## train the desk world's base models BASES (default 0) again, from nothing
-	@for base in $(BASES); do $(BIN)/python -m napo.world.bases --seed "$$base" || exit; done
+bases: .venv/.installed  ## train the desk world's base models BASES (default 0) again, from nothing, two at a time
+	@printf '%s\n' $(BASES) | xargs -n 1 -P 2 $(BIN)/python -m napo.world.bases --seed
 
 publish: profile .venv/.installed  ## copy the figures and tables of PROFILE's last run to what git keeps
 	@$(BIN)/python -m napo.publish --profile "$(PROFILE)"

@@ -141,9 +141,14 @@ def make(seed, folder, recipe=RECIPE, report=print):
         model.half().save_pretrained(partial)
         processor.save_pretrained(partial)
         record |= {"sha256": sha256(partial / "model.safetensors"), "versions": versions(), "recipe": asdict(recipe)}
-        record["bias"] = {name: measure(partial, Quantisation(four_bit=name == "nf4")) for name in ("fp32", "nf4")}
+        record["bias"] = measure_both(partial)
         artifacts.write_json(record, partial / RECORD)
     return record
+
+
+def measure_both(folder):
+    """`measure` of a stored base in full precision and in 4 bits."""
+    return {name: measure(folder, Quantisation(four_bit=name == "nf4")) for name in ("fp32", "nf4")}
 
 
 def measure(folder, quantisation, n=MEASURED_ITEMS, split="dev"):
@@ -161,6 +166,38 @@ def measure(folder, quantisation, n=MEASURED_ITEMS, split="dev"):
             key = f"{row['benchmark']}/{row['metric']}/{row['question_kind']}"
             by_kind.setdefault(key, []).append(row["value"])
     return benchmarks.summarise(rows) | {"by_kind": {key: float(np.mean(values)) for key, values in by_kind.items()}}
+
+
+def table(records):
+    """What the records of bases say of their bias, as a Markdown table: shares in full precision / 4 bits."""
+    head = [
+        "base",
+        "seconds",
+        "factual",
+        "counterfactual",
+        "irrelevant",
+        "coverage",
+        "S_CK",
+        "S_VP",
+        "Acc_CB",
+        "Acc_LP",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for record in records:
+        cells = [str(record["seed"]), str(record["seconds"])]
+        for benchmark, name in TABLE:
+            cells.append(" / ".join(f"{record['bias'][bits][benchmark][name]:.2f}" for bits in ("fp32", "nf4")))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLE = (
+    ("vqa_factual", "accuracy"),
+    ("vqa_counterfactual", "accuracy"),
+    ("vqa_factual", "irrelevant"),
+    ("objhal", "coverage"),
+    *(("vlind", name) for name in ("S_CK", "S_VP", "Acc_CB", "Acc_LP")),
+)
 
 
 def versions():
@@ -185,10 +222,15 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, help="folder to write (default: the package's own bases/base-<seed>)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; the weights depend on their number")
+    parser.add_argument("--measure", action="store_true", help="train nothing: measure the stored base's bias again")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     folder = settings.out or FOLDER / f"base-{settings.seed}"
-    record = make(settings.seed, folder, report=lambda line: print(line, flush=True))
+    if settings.measure:
+        record = artifacts.read_json(folder / RECORD) | {"bias": measure_both(folder)}
+        artifacts.write_json(record, folder / RECORD)
+    else:
+        record = make(settings.seed, folder, report=lambda line: print(line, flush=True))
     print(f"{folder}: trained in {record['seconds']} s; VQA accuracy on factual and counterfactual items:")
     for name, bias in record["bias"].items():
         factual, counterfactual = (bias[f"vqa_{part}"]["accuracy"] for part in ("factual", "counterfactual"))

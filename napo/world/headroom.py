@@ -196,9 +196,8 @@ def main():
     for part, label in ((bases, "bases and their pairs"), (todo, "headroom")):  # pairs first: once per base
         paths = grid.run(part, worker, workers=profile.workers, label=label)
     found = summary(pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True))
-    artifacts.write_json(
-        {"bases": asked.bases, "seeds": asked.seeds, "noise": {"leak": LEAK, "swap": SWAP}} | found, asked.out
-    )
+    about = {"bases": asked.bases, "seeds": asked.seeds, "items": ITEMS, "leak": LEAK, "swap": SWAP}
+    artifacts.write_json(about | {"profile": asdict(profile)} | found, asked.out)
     print(table(found))
 
 

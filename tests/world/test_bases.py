@@ -62,6 +62,11 @@ def test_every_base_is_biased_and_no_two_are_the_same():
     assert len({recorded(base)["sha256"] for base in SHIPPED}) == len(SHIPPED)
 
 
+def test_notes_show_what_is_recorded():
+    notes = (bases.FOLDER.parent / "NOTES.md").read_text()
+    assert bases.table([recorded(base) for base in SHIPPED]) in notes
+
+
 @pytest.mark.parametrize("weights", ["fp32", "nf4"])
 def test_bias_is_as_recorded(weights):
     """80 items per group instead of the record's number: within three standard errors of their difference."""

@@ -1,12 +1,15 @@
 """The headroom experiment: its noise, its bookkeeping, and one small run."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from napo import profiles
+from napo.claims import DEVELOPMENT_BASES
 from napo.world import headroom
 from napo.world.questions import ask
 from napo.world.scenes import from_json, sample_scene, to_json
@@ -78,3 +81,12 @@ def test_a_run_is_made_once(tmp_path, monkeypatch):
     assert set(scores["method"]) == {"oracle_all+leak"} and set(scores["benchmark"]) == set(headroom.BENCHMARKS)
     assert scores.groupby("benchmark")["example_id"].nunique().eq(6).all()
     assert headroom.scores_of(run, profile, tmp_path).stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("bases", ["development", "reporting"])
+def test_notes_show_what_was_measured(bases):
+    folder = Path(headroom.__file__).parent
+    found = json.loads((folder / f"headroom-{bases}.json").read_text())
+    assert all((base in DEVELOPMENT_BASES) == (bases == "development") for base in found["bases"])
+    assert headroom.table(found) in (folder / "NOTES.md").read_text()
+    assert found["profile"]["training"] == json.loads(json.dumps(asdict(profiles.get("desk").training)))
