@@ -227,16 +227,13 @@ PROFILES = {
     ),
     "desk": Profile(
         name="desk",
-        bases=(0, 1, 2, 3, 4),
+        bases=(0, 1, 2),
         training=DESK_TRAINING,
         evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
     ),
     "study": Profile(
         name="study",
         bases=(0, 1, 2, 3, 4),
-        seeds=(0, 1, 2),
-        methods=tuple(METHODS),
-        flip_rates=(0.0, 0.2, 0.4),
         training=DESK_TRAINING,
         evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
     ),
