@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napo import artifacts, models
+from napo import artifacts, models, report
 from napo.profiles import Quantisation
 from napo.world import benchmarks, corpus, skeleton, speak, teach
 from napo.world.scenes import sample_scene
@@ -154,18 +154,23 @@ def measure_both(folder):
 def measure(folder, quantisation, n=MEASURED_ITEMS, split="dev"):
     """Headline numbers of a stored base on the benchmarks; accuracy and irrelevant details of the VQA by question
     kind."""
-    model, processor = models.load(str(folder), quantisation)
-    rows = []
-    for name in benchmarks.NAMES:
-        items = benchmarks.items(name, n, split=split)
-        answers = speak.answer(model, processor, [item.question for item in items], [item.image for item in items])
-        rows += benchmarks.score(name, items, answers)
+    rows = scores(*models.load(str(folder), quantisation), benchmarks.NAMES, n, split)
     by_kind = {}
     for row in rows:
         if row["benchmark"].startswith("vqa") and row["metric"] in ("accuracy", "irrelevant"):
             key = f"{row['benchmark']}/{row['metric']}/{row['question_kind']}"
             by_kind.setdefault(key, []).append(row["value"])
     return benchmarks.summarise(rows) | {"by_kind": {key: float(np.mean(values)) for key, values in by_kind.items()}}
+
+
+def scores(model, processor, names, n, split):
+    """Long rows of a model's greedy answers to `n` examples of each benchmark of a split."""
+    rows = []
+    for name in names:
+        items = benchmarks.items(name, n, split=split)
+        answers = speak.answer(model, processor, [item.question for item in items], [item.image for item in items])
+        rows += benchmarks.score(name, items, answers)
+    return rows
 
 
 def table(records):
@@ -182,13 +187,14 @@ def table(records):
         "Acc_CB",
         "Acc_LP",
     ]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for record in records:
-        cells = [str(record["seed"]), str(record["seconds"])]
-        for benchmark, name in TABLE:
-            cells.append(" / ".join(f"{record['bias'][bits][benchmark][name]:.2f}" for bits in ("fp32", "nf4")))
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        shares = [
+            " / ".join(f"{record['bias'][bits][benchmark][name]:.2f}" for bits in ("fp32", "nf4"))
+            for benchmark, name in TABLE
+        ]
+        rows.append([record["seed"], record["seconds"], *shares])
+    return report.markdown_table(head, rows)
 
 
 TABLE = (

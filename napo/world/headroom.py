@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, claims, data, grid, logps, models, perturb, profiles, stats, train
+from napo import artifacts, claims, data, grid, logps, models, perturb, profiles, report, stats, train
 from napo.profiles import KINDS, METHODS, Method, Term
-from napo.world import benchmarks, speak
+from napo.world import bases
 from napo.world.pairs import label_noise
 from napo.world.questions import full_answer, parse
 from napo.world.scenes import from_json
@@ -76,10 +76,10 @@ class Run:
         return f"{self.arm}+{self.noise}" if self.noise else self.arm
 
 
-def runs(bases, seeds):
-    """Every run of the comparison: each base untrained once, each arm with each seed."""
-    untrained = [Run("base", "", base, 0) for base in bases]
-    return untrained + [Run(arm, noise, base, seed) for seed in seeds for base in bases for arm, noise in RUNS]
+def runs(numbers, seeds):
+    """Every run of the comparison on the bases of these numbers: each base untrained once, each arm with each seed."""
+    untrained = [Run("base", "", base, 0) for base in numbers]
+    return untrained + [Run(arm, noise, base, seed) for seed in seeds for base in numbers for arm, noise in RUNS]
 
 
 def leak(rows, rate, rng):
@@ -112,11 +112,7 @@ def _make_scores(path, run, method, profile, pairs):
     if method:
         model = _trained(model, processor, run, method, profile, data.part(data.read(pairs), "train"))
     split = "dev" if run.base in claims.DEVELOPMENT_BASES else "test"
-    rows = []
-    for name in BENCHMARKS:
-        items = benchmarks.items(name, ITEMS, split=split)
-        answers = speak.answer(model.eval(), processor, [i.question for i in items], [i.image for i in items])
-        rows += benchmarks.score(name, items, answers)
+    rows = bases.scores(model.eval(), processor, BENCHMARKS, ITEMS, split)
     identity = {"method": run.label, "base": run.base, "seed": run.seed, "flip_rate": 0.0}
     pd.DataFrame([identity | row for row in rows]).to_parquet(path, index=False)
 
@@ -128,9 +124,9 @@ def _trained(model, processor, run, method, profile, rows):
     training, kinds = profile.training, ("chosen", *KINDS[1:])
     reference = logps.measure(model, processor, rows, kinds, training.batch_size, training.max_length)
     swap = SWAP if run.noise == "swap" else 0.0
-    fit = functools.partial(train.fit, seed=run.seed, flip_rate=swap)
     with tempfile.TemporaryDirectory() as checkpoints:
-        return fit(model, processor, rows, reference, method, training, profile.lora, checkpoints=checkpoints)[0]
+        settings = {"seed": run.seed, "flip_rate": swap, "checkpoints": checkpoints}
+        return train.fit(model, processor, rows, reference, method, training, profile.lora, **settings)[0]
 
 
 # ---- what came out --------------------------------------------------------------------------------------------------
@@ -169,12 +165,11 @@ def _pooled(scores):
 def table(found):
     """The comparisons as a Markdown table: differences with their intervals, in points of percent."""
     head = ["better", "worse", *(stats.MEASURES[name].label for name in MEASURES)]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for better, worse in COMPARISONS:
         records = {r["measure"]: r for r in found["comparisons"] if (r["better"], r["worse"]) == (better, worse)}
-        cells = [f"{_points(records[name])}" for name in MEASURES]
-        lines.append([better, worse, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([better, worse, *(_points(records[name]) for name in MEASURES)])
+    return report.markdown_table(head, rows)
 
 
 def _points(record):
@@ -191,9 +186,9 @@ def main():
     asked = parser.parse_args()
     profile = replace(profiles.get("desk"), name="headroom", heldout_rows=0)
     todo = runs(asked.bases, asked.seeds)
-    bases = [Run("base", "", base, 0) for base in asked.bases]
+    untrained = [Run("base", "", base, 0) for base in asked.bases]
     worker = functools.partial(scores_of, profile=profile, runs_dir=asked.runs_dir)
-    for part, label in ((bases, "bases and their pairs"), (todo, "headroom")):  # pairs first: once per base
+    for part, label in ((untrained, "bases and their pairs"), (todo, "headroom")):  # pairs first: once per base
         paths = grid.run(part, worker, workers=profile.workers, label=label)
     found = summary(pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True))
     about = {"bases": asked.bases, "seeds": asked.seeds, "items": ITEMS, "leak": LEAK, "swap": SWAP}
