@@ -19,6 +19,7 @@ FAMILIES = {
     "qwen2_5_vl": "grid",  # M-RoPE: three axes; image tokens lie on a grid
     "qwen3_vl": "grid",
 }
+SHARING = ("llava", "llava_onevision")  # take image tensors in the order of the rows, however these share sequences
 DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen3_vl_text")
 ATTENTION = ("sdpa", "eager")
 
@@ -53,10 +54,17 @@ def check_exact(model):
             )
 
 
-def mask(segments, attention, dtype):
+def may_share(model):
+    """Whether several rows may stand in one sequence: known to be exact for families that count their images through
+    the whole batch."""
+    return causal_lm(model).config.model_type in SHARING
+
+
+def mask(segments, attention, dtype, rows=None):
     """Who may attend to whom, as the attention implementation reads it: (B, 1, S, S).
 
     segments   (B, S) int64: 0 prompt, 1..K responses, -1 padding (which nobody else attends to)
+    rows       (B, S) int64: the row each token belongs to; None: each sequence is one row
     attention  "sdpa": bool, true = may attend; "eager": added to the scores, 0 or the dtype's lowest number
     A mask of the wrong sort is taken without complaint, so nothing else is let through.
     """
@@ -64,7 +72,10 @@ def mask(segments, attention, dtype):
     same = segments[:, :, None] == segments[:, None, :]  # (B, S, S)
     prompt = segments[:, None, :] == 0
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    allowed = ((same | prompt) & causal)[:, None]
+    allowed = (same | prompt) & causal
+    if rows is not None:
+        allowed &= rows[:, :, None] == rows[:, None, :]
+    allowed = allowed[:, None]
     if attention == "sdpa":
         return allowed
     if attention == "eager":
@@ -115,12 +126,13 @@ def positions(model, batch):
 
 
 def predictors(segments):
-    """For each response token the position in its row whose state predicts it, and where it stands.
+    """For each response token the position in its sequence whose state predicts it, and where it stands.
 
-    The token before it; the last prompt token for the first token of every response.
-    Returns (row (N,), position (N,), predictor (N,)) int64, N response tokens in all.
+    The token before it; the last token of its row's prompt for the first token of every response.
+    Returns (sequence (N,), position (N,), predictor (N,)) int64, N response tokens in all.
     """
-    row, position = (segments > 0).nonzero(as_tuple=True)
-    first = segments[row, position] != segments[row, position - 1]
-    last_of_prompt = (segments == 0).sum(dim=1) - 1  # (B,)
-    return row, position, torch.where(first, last_of_prompt[row], position - 1)
+    sequence, position = (segments > 0).nonzero(as_tuple=True)
+    first = segments[sequence, position] != segments[sequence, position - 1]
+    places = torch.arange(segments.shape[1], device=segments.device)
+    last_of_prompt = torch.where(segments == 0, places, 0).cummax(dim=1).values  # (B, S): the latest so far
+    return sequence, position, torch.where(first, last_of_prompt[sequence, position], position - 1)

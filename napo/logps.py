@@ -42,35 +42,36 @@ def packed_logps(model, batch):
     """Summed log-probs of all responses of each row from one sequence per row.
 
     batch  as `packing.collate` makes it, on the model's device
-    Returns dict kind -> (B,) float32 nats, end token included.
+    Returns dict kind -> (number of rows,) float32 nats, end token included.
     """
     sums = packed_sums(model, batch)
     return {kind: sums[:, k] for k, kind in enumerate(batch["kinds"])}
 
 
 def packed_sums(model, batch):
-    """The same as one tensor, (B, K) float32 nats."""
+    """The same as one tensor, (number of rows, K) float32 nats."""
     branches.check_exact(model)
     causal_lm, segments = branches.causal_lm(model), batch["segments"]  # (B, S)
     attention = causal_lm.config.get_text_config()._attn_implementation
     others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; where branches begin
     hidden = causal_lm.model(
         input_ids=batch["input_ids"],
-        attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype),
+        attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype, batch["rows"]),
         position_ids=branches.positions(model, batch),
         use_cache=False,
         **others,
     ).last_hidden_state  # (B, S, H)
     assert hidden.shape[:2] == segments.shape
-    row, position, predictor = branches.predictors(segments)
-    targets = batch["input_ids"][row, position]  # (N,)
-    logps = target_logps(hidden[row, predictor], targets, causal_lm.get_output_embeddings())  # (N,)
-    n_kinds = len(batch["kinds"])
-    sums = logps.new_zeros(len(segments) * n_kinds)
-    return sums.index_add(0, row * n_kinds + segments[row, position] - 1, logps).view(-1, n_kinds)
+    sequence, position, predictor = branches.predictors(segments)
+    targets = batch["input_ids"][sequence, position]  # (N,)
+    logps = target_logps(hidden[sequence, predictor], targets, causal_lm.get_output_embeddings())  # (N,)
+    n_kinds, row = len(batch["kinds"]), batch["rows"][sequence, position]  # (N,)
+    sums = logps.new_zeros(batch["n_rows"] * n_kinds)
+    return sums.index_add(0, row * n_kinds + segments[sequence, position] - 1, logps).view(-1, n_kinds)
 
 
-PACKED_ONLY = ("input_ids", "segments", "position_ids", "kinds", "mm_token_type_ids")  # the rest goes to the model
+# What the decoder is not given as it is; the rest of a packed batch (images, branches_from) goes to the model.
+PACKED_ONLY = ("input_ids", "segments", "rows", "position_ids", "kinds", "n_rows", "mm_token_type_ids")
 
 
 def token_logps(model, batch):
@@ -119,7 +120,7 @@ def response_logps(model, processor, rows, kinds, packed=True, max_length=None):
     Raises BadInput where packed log-probs are not known to be exact for the model.
     """
     encoded = [packing.encode(row, processor, kinds, max_length) for row in rows]
-    collate = packing.collate_packed if packed else packing.collate_plain
+    collate = packing.collation(model, packed)
     batch = collate(encoded, kinds, processor.tokenizer.pad_token_id)
     return by_kind(batch_logps(model, to_device(batch, model.device)), kinds)
 
@@ -144,7 +145,7 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
     kind, logps_<kind> (float32 nats) and tokens_<kind> (int, end token included).
     """
     model.eval()
-    collate = packing.collate_packed if packed else packing.collate_plain
+    collate = packing.collation(model, packed)
     adapter_off = (
         model.disable_adapter() if reference and hasattr(model, "disable_adapter") else contextlib.nullcontext()
     )

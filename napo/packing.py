@@ -5,8 +5,11 @@ of the conversation: no `image` is a text-only prompt, no `question` is the imag
 section 3.1).
 
 Packed, a row is one sequence with branches, [prompt with its image tokens][response 1]...[response K]: the prompt and
-its image are computed once. `branches.py` says who attends to whom and at which positions.
+its image are computed once. Short rows may share a sequence. `branches.py` says who attends to whom and at which
+positions.
 """
+
+import functools
 
 import torch
 
@@ -52,13 +55,14 @@ def tokenised(texts, images, processor, **settings):
     return processor(text=texts, images=images, return_tensors="pt", add_special_tokens=not written, **settings)
 
 
-def response_ids(text, row, processor):
+def response_ids(text, row, processor, prompt=None):
     """Token ids of a response as they follow the row's prompt, with the end token last.
 
     Prompt and response are tokenised together, because a tokenizer may treat the first word of a text differently.
+    prompt  what `tokenised_prompt` returned for the row, where it is known already
     """
     tokenizer = processor.tokenizer
-    prompt = prompt_text(row, processor)
+    prompt, prompt_ids = prompt or tokenised_prompt(row, processor)
     answered = [*conversation(row), {"role": "assistant", "content": [{"type": "text", "text": text}]}]
     rendered = processor.apply_chat_template(answered)
     end = rendered.find(text, len(prompt)) + len(text)
@@ -66,13 +70,18 @@ def response_ids(text, row, processor):
         raise BadInput(
             f"row {row.get('row_id')}: the chat template does not put the response after the prompt unchanged"
         )
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = tokenizer(rendered[:end], add_special_tokens=False)["input_ids"]
     if ids[: len(prompt_ids)] == prompt_ids:
         ids = ids[len(prompt_ids) :]
     else:  # the tokenizer merged across the border; generation starts after the prompt's own tokens, so do the same
         ids = tokenizer(rendered[len(prompt) : end], add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id]
+
+
+def tokenised_prompt(row, processor):
+    """A row's prompt as text and as token ids, its image still one token."""
+    prompt = prompt_text(row, processor)
+    return prompt, processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
 def encode(row, processor, kinds, max_length=None):
@@ -85,7 +94,8 @@ def encode(row, processor, kinds, max_length=None):
     prompt that alone reaches max_length: image tokens are never cut.
     """
     name = f"row {row.get('row_id')}"
-    inputs = dict(tokenised([prompt_text(row, processor)], [row["image"]], processor))
+    prompt = tokenised_prompt(row, processor)
+    inputs = dict(tokenised([prompt[0]], [row["image"]], processor))
     prompt_ids = inputs.pop("input_ids")[0]
     inputs.pop("attention_mask")
     token_types = {key: inputs.pop(key)[0] for key in list(inputs) if key.endswith("token_type_ids")}
@@ -100,7 +110,7 @@ def encode(row, processor, kinds, max_length=None):
         if not row[kind].strip():
             raise BadInput(f"{name}: {kind} is empty: drop the row or give it an answer")
         refuse_image_token(row, kind, row[kind], processor)
-        ids = response_ids(row[kind], row, processor)
+        ids = response_ids(row[kind], row, processor, prompt)
         if len(ids) < 2:
             raise BadInput(f"{name}: {kind} tokenises to nothing ({row[kind]!r}): drop the row or mend the answer")
         n_cut += room is not None and len(ids) > room
@@ -130,36 +140,76 @@ def check_image_tokens(model, processor, row):
         ) from error
 
 
-def collate(rows, processor, kinds, max_length=None):
-    """Rows -> the batch that `logps.packed_logps` reads: one sequence with branches per row."""
+def collate(rows, processor, kinds, max_length=None, shared=False):
+    """Rows -> the batch that `logps.packed_logps` reads: one sequence with branches per row, or `shared` ones."""
     encoded = [encode(row, processor, kinds, max_length) for row in rows]
-    return collate_packed(encoded, kinds, processor.tokenizer.pad_token_id)
+    return collate_packed(encoded, kinds, processor.tokenizer.pad_token_id, shared)
 
 
-def collate_packed(encoded_rows, kinds, pad_token_id=0):
-    """A batch with one sequence per row, [prompt][response 1]...[response K], padded on the right to length S.
+def collation(model, packed=True):
+    """How a model's batches are made, (encoded rows, kinds, pad_token_id) -> batch: packed, in shared sequences where
+    that is exact; or plain."""
+    return functools.partial(collate_packed, shared=branches.may_share(model)) if packed else collate_plain
 
-    Returns dict of input_ids (B, S) int64, segments (B, S) int64 (0 prompt, 1..K responses, -1 padding), position_ids
-    (B, S) int64 (they start again after the prompt for each response), `kinds`, `branches_from` (before it all rows
-    are prompt), and the processor's image tensors, one per row.
+
+def collate_packed(encoded_rows, kinds, pad_token_id=0, shared=False):
+    """A batch of packed rows, [prompt][response 1]...[response K] each, in B sequences padded on the right to length S.
+
+    shared  False: one sequence per row. True: short rows stand one after another in a sequence that the longest row
+            would fill, which leaves little padding (`branches.may_share` says for which models)
+    Returns dict of input_ids (B, S) int64, segments (B, S) int64 (0 prompt, 1..K responses, -1 padding), rows (B, S)
+    int64 (number of the row in the batch, -1 padding), position_ids (B, S) int64 (they start again at each row, and
+    after its prompt for each response), `kinds`, `n_rows`, `branches_from` (before it all rows are prompt; None where
+    rows share sequences), and the processor's image tensors, in the order in which the rows stand.
     """
-    sequences, segments, positions = [], [], []
-    for row in encoded_rows:
-        parts = [row["prompt_ids"], *(row["responses"][kind] for kind in kinds)]
-        starts = [0] + [len(row["prompt_ids"])] * len(kinds)
-        sequences.append(torch.cat(parts))
-        segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]))
-        positions.append(torch.cat([s + torch.arange(len(part)) for s, part in zip(starts, parts, strict=True)]))
+    packed = [_packed(row, kinds, number) for number, row in enumerate(encoded_rows)]
+    lengths = [len(row["input_ids"]) for row in packed]
+    sequences = first_fit(lengths) if shared else [[number] for number in range(len(packed))]
     batch = {
-        "input_ids": pad(sequences, pad_token_id),
-        "segments": pad(segments, -1),
-        "position_ids": pad(positions, 0),
-        "kinds": tuple(kinds),
-        "branches_from": min(len(row["prompt_ids"]) for row in encoded_rows),
+        name: pad([torch.cat([packed[number][name] for number in sequence]) for sequence in sequences], filler)
+        for name, filler in _fillers(packed[0], pad_token_id).items()
     }
     assert batch["input_ids"].shape == batch["segments"].shape == batch["position_ids"].shape
-    length = batch["input_ids"].shape[1]
-    return batch | stack_token_types(encoded_rows, 1, length) | stack_images(encoded_rows, 1)
+    batch["kinds"], batch["n_rows"] = tuple(kinds), len(packed)
+    batch["branches_from"] = None if shared else min(len(row["prompt_ids"]) for row in encoded_rows)
+    return batch | stack_images([encoded_rows[number] for sequence in sequences for number in sequence], 1)
+
+
+def _packed(row, kinds, number):
+    """One row's columns, each (length,): token ids, which part and which row each token belongs to, where it stands,
+    and the processor's marks of image tokens (0 at responses)."""
+    parts = [row["prompt_ids"], *(row["responses"][kind] for kind in kinds)]
+    starts = [0] + [len(row["prompt_ids"])] * len(kinds)
+    input_ids = torch.cat(parts)
+    n_answered = len(input_ids) - len(row["prompt_ids"])
+    return {
+        "input_ids": input_ids,
+        "segments": torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]),
+        "rows": torch.full_like(input_ids, number),
+        "position_ids": torch.cat([s + torch.arange(len(part)) for s, part in zip(starts, parts, strict=True)]),
+        **{name: torch.nn.functional.pad(marks, (0, n_answered)) for name, marks in row["token_types"].items()},
+    }
+
+
+def _fillers(columns, pad_token_id):
+    """{column: its value at padding}."""
+    known = {"input_ids": pad_token_id, "segments": -1, "rows": -1}
+    return {name: known.get(name, 0) for name in columns}
+
+
+def first_fit(lengths):
+    """Which items stand together, the longest first, each in the first group where it fits: lists of numbers, no group
+    longer than the longest item."""
+    groups, room = [], []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        fitting = next((g for g, left in enumerate(room) if lengths[number] <= left), None)
+        if fitting is None:
+            groups.append([number])
+            room.append(max(lengths) - lengths[number])
+        else:
+            groups[fitting].append(number)
+            room[fitting] -= lengths[number]
+    return groups
 
 
 def collate_plain(encoded_rows, kinds, pad_token_id=0):

@@ -54,9 +54,8 @@ class EncodedRows(Dataset):
         return encoded
 
 
-def collator(kinds, pad_token_id, packed=True):
-    """Encoded rows -> what `PreferenceTrainer.compute_loss` reads."""
-    stack = packing.collate_packed if packed else packing.collate_plain
+def collator(kinds, pad_token_id, stack=packing.collate_packed):
+    """Encoded rows -> what `PreferenceTrainer.compute_loss` reads; `stack` makes the batch (`packing.collation`)."""
 
     def collate(encoded):
         return {
@@ -206,7 +205,7 @@ def fit(
         model=logps.ResponseLogps(policy),
         args=arguments(training, checkpoints, seed, device),
         train_dataset=EncodedRows(rows, processor, kinds, reference, training.max_length, flipped),
-        data_collator=collator(kinds, processor.tokenizer.pad_token_id, training.packed),
+        data_collator=collator(kinds, processor.tokenizer.pad_token_id, packing.collation(policy, training.packed)),
     )
     trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))

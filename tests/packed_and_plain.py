@@ -40,9 +40,11 @@ def policy_of(family, dtype=torch.float64, attention="sdpa", checkpointing=False
 
 
 def make_batch(processor, rows, packed, kinds=KINDS):
+    """packed  True, False, or "shared": short rows stand in one sequence"""
     encoded = [packing.encode(row, processor, kinds) for row in rows]
+    shared = {"shared": True} if packed == "shared" else {}
     collate = packing.collate_packed if packed else packing.collate_plain
-    return collate(encoded, kinds, processor.tokenizer.pad_token_id)
+    return collate(encoded, kinds, processor.tokenizer.pad_token_id, **shared)
 
 
 def measured(policy, batch):
@@ -61,8 +63,8 @@ def distance(packed, plain):
     return values.item(), gradients.item()
 
 
-def packed_against_plain(policy, processor, rows):
-    return distance(*(measured(policy, make_batch(processor, rows, packed)) for packed in (True, False)))
+def packed_against_plain(policy, processor, rows, packed=True):
+    return distance(*(measured(policy, make_batch(processor, rows, layout)) for layout in (packed, False)))
 
 
 def exact_norm(self, states):

@@ -154,6 +154,61 @@ def test_batch_and_log_probs_by_their_public_names():
         assert torch.equal(packed[kind], default[kind])
 
 
+# ---- several rows in one sequence -----------------------------------------------------------------------------------
+
+
+def shareable_rows():
+    """One long row and four short ones, of which two or more fit beside one another."""
+    rows = ragged_rows(5)
+    rows[0] |= {kind: "a long answer, longer than all the others, and then some more of it" for kind in KINDS}
+    return rows
+
+
+def test_mask_and_predictors_of_two_rows_in_one_sequence():
+    """Row 0: prompt of 2, responses of 1 and 1; row 1: prompt of 1, responses of 1 and 2; one padding token."""
+    segments = torch.tensor([[0, 0, 1, 2, 0, 1, 2, 2, -1]])
+    rows = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, -1]])
+    allowed = branches.mask(segments, "sdpa", torch.float32, rows)[0, 0].int().tolist()
+    assert allowed[4] == [0, 0, 0, 0, 1, 0, 0, 0, 0]  # nothing of the row before it
+    assert allowed[7] == [0, 0, 0, 0, 1, 0, 1, 1, 0]
+    found = [column.tolist() for column in branches.predictors(segments)]
+    assert found == [[0] * 5, [2, 3, 5, 6, 7], [1, 1, 4, 4, 6]]
+
+
+@pytest.mark.parametrize("family", branches.SHARING)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, "not reentrant"])
+def test_rows_that_share_sequences_equal_plain_ones(family, attention, checkpointing):
+    policy, processor = policy_of(family, torch.float64, attention, checkpointing)
+    batch = make_batch(processor, shareable_rows(), "shared")
+    assert len(batch["input_ids"]) < 5 and sorted(set(batch["rows"].flatten().tolist())) == [-1, 0, 1, 2, 3, 4]
+    with exact_softmax():
+        values, gradients = packed_against_plain(policy, processor, shareable_rows(), "shared")
+    assert values <= 1e-12 and gradients <= 1e-7
+
+
+def test_only_families_that_take_images_in_the_order_of_rows_share_sequences():
+    shared = {family: branches.may_share(policy_of(family)[0]) for family in FAMILIES}
+    assert shared == {family: family in ("llava", "llava_onevision") for family in FAMILIES}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_row_that_sees_its_neighbour_is_noticed(monkeypatch, attention):
+    policy, processor = policy_of("llava", torch.float64, attention)
+    stock = branches.mask
+    monkeypatch.setattr(branches, "mask", lambda segments, kind, dtype, rows: stock(segments, kind, dtype))
+    values, gradients = packed_against_plain(policy, processor, shareable_rows(), "shared")
+    assert values > 1e-3 and gradients > 1e-3
+
+
+def test_images_in_another_order_than_the_rows_are_noticed(monkeypatch):
+    policy, processor = policy_of("llava")
+    stock = packing.stack_images
+    monkeypatch.setattr(packing, "stack_images", lambda rows, n: stock(sorted(rows, key=lambda r: r["row_id"]), n))
+    values, gradients = packed_against_plain(policy, processor, shareable_rows(), "shared")
+    assert values > 1e-3 and gradients > 1e-3
+
+
 # ---- mistakes on purpose: each gives finite log-probs, and each must be far outside the tolerance --------------------
 
 

@@ -225,3 +225,11 @@ def test_prompts_with_one_image_each_share_a_batch_in_every_family(name):
     alone = packing.tokenised(texts[:1], [rows[0]["image"]], processor)
     length = alone["input_ids"].shape[1]
     assert torch.equal(inputs["input_ids"][0, -length:], alone["input_ids"][0])
+
+
+@pytest.mark.parametrize(
+    "lengths, groups", [([5, 2, 3, 4, 1], [[0], [3, 4], [2, 1]]), ([2, 2], [[0], [1]]), ([7], [[0]])]
+)
+def test_first_fit_by_hand(lengths, groups):
+    """5 fills a group; 4 takes the 1 that 3 and 2, which fill another, leave over."""
+    assert packing.first_fit(lengths) == groups
