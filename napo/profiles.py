@@ -229,13 +229,13 @@ PROFILES = {
         name="desk",
         bases=(0, 1, 2),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
     ),
     "study": Profile(
         name="study",
         bases=(0, 1, 2, 3, 4),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact"),
+        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
     ),
     "paper": Profile(
         name="paper",

@@ -56,7 +56,7 @@ def reachable(names: Iterable[str], package: Path = PACKAGE, skip: frozenset[str
             continue
         found[name] = file
         inside = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += imported_names(_tree(file), package.name, inside)
+        waiting += _imported_names(file, package.name, inside)
         waiting.append(name.rpartition(".")[0])
     return dict(sorted(found.items()))
 
@@ -90,13 +90,13 @@ def digest(names: Iterable[str], package: Path = PACKAGE, skip: frozenset[str] =
 
 def forget() -> None:
     """Read sources afresh. Within a process they are read once, as Python itself loads a module once."""
-    _tree.cache_clear()
+    _imported_names.cache_clear()
     _code_hash.cache_clear()
 
 
 @functools.cache
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_bytes(), filename=str(file))
+def _imported_names(file: Path, package_name: str, inside: str) -> tuple[str, ...]:
+    return tuple(imported_names(ast.parse(file.read_bytes(), filename=str(file)), package_name, inside))
 
 
 @functools.cache

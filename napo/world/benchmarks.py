@@ -12,6 +12,7 @@ All but the first two are scored by `napo.score`, as the official benchmarks are
 folder in the official layout, from which `python -m napo.evaluate NAME --data FOLDER` asks and scores the same.
 """
 
+import functools
 import json
 from dataclasses import dataclass, replace
 
@@ -75,9 +76,14 @@ def items(name, n, seed=0, split="test"):
     A VLind example has 6 + 2 * GOOD_IMAGES items, any other has one; so VLind makes do with n / 3 examples.
     Raises ValueError for an unknown name.
     """
+    return list(_items(name, n, seed, split))
+
+
+@functools.cache  # a grid's worker asks for the same items in every cell
+def _items(name, n, seed, split):
     rng = np.random.default_rng([seed, NAMES.index(name)])
     examples = -(-n // 3) if name == "vlind" else n
-    return [item for i in range(examples) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split)]
+    return tuple(item for i in range(examples) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split))
 
 
 def _factual(example_id, i, rng, split):
