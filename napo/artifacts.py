@@ -25,7 +25,7 @@ from napo.progress import progress as progress
 
 # Not in an artefact's key: they move, show or summarise results. What a profile chooses comes in through `settings`.
 PLUMBING = frozenset(
-    "profiles artifacts sources circumstances progress notebooks run grid".split()
+    "profiles methods artifacts sources circumstances progress notebooks run grid".split()
     + "plots explore stats auroc claims paper report request".split()
 )
 PROVENANCE = "provenance.json"
