@@ -14,6 +14,7 @@ from napo.methods import ALPHA, CORRUPTED, KINDS, METHODS, REJECTED_KINDS, Metho
 
 __all__ = ["ALPHA", "CORRUPTED", "KINDS", "METHODS", "REJECTED_KINDS", "Method", "Term"]
 
+
 @dataclass(frozen=True)
 class Perturbation:
     """How the biased answers are made."""
