@@ -110,3 +110,10 @@ def draw_flips(n_rows, flip_rate, rng):
     flipped = np.zeros(n_rows, dtype=bool)
     flipped[rng.permutation(n_rows)[: round(flip_rate * n_rows)]] = True
     return flipped
+
+
+if __name__ == "__main__":
+    import importlib
+    import sys
+
+    sys.exit(importlib.import_module("napo.noise_check").main())  # not a static import: this module needs no model

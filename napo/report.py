@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, auroc, claims, paper, stats
-from napo.profiles import METHODS
+from napo import artifacts, auroc, claims, paper, posterior, stats
+from napo.profiles import ALPHA, METHODS
 
 GROUPS = {  # measures that are always shown together
     "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant"),
@@ -34,6 +34,8 @@ NOISE_DETECTORS = {
     "raw_mean_margin": "raw margin, mean",
     "margin": "reward margin, sum (after the probe)",
     "mean_margin": "reward margin, mean (after the probe)",
+    "right": "the kit's estimate: probability that the label is right",
+    "paper_right": "the paper's 1 − q, row by row (after the probe)",
     "n_tokens": "baseline: length of the answer",
     "differs": "baseline: differs from the chosen answer",
 }
@@ -67,21 +69,27 @@ def _place(method):
     return known.index(method) if method in known else len(known), method
 
 
-def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
+PROBABILITIES = ("right", "paper_right")  # detectors that name a noise rate and can be calibrated
+PAPER_MARGIN = {"language_biased": "mean", "vision_biased": "sum"}  # what q follows (paper, section 4)
+
+
+def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES, beta=None):
     """How noisy each kind of negative is, and how well a *small* value of each detector finds the noise.
 
     noise  frame: base, kind, part, question_kind, is_noise, n_tokens, equals_chosen and margins; measured rows count
+    beta   of the probe: the paper's q follows beta * margin; None = without the paper's q
     Returns a frame kind, detector, n_rows, noise_rate, rate_lo, rate_hi, auroc, lo, hi, over, within_kinds, within_lo,
-    within_hi; `within` compares only rows of one base and question kind. Empty where no truth is known.
+    within_hi, estimated_rate, calibration (expected error of a probability, nan for other detectors); `within` compares only rows of one base and question kind. Empty where no truth is known.
     """
     rows = []
+    noise = with_estimates(noise, beta)
     known = noise[(noise["part"] == "measured") & ~noise["base"].isin(development_bases)].dropna(subset=["is_noise"])
     for kind, of_kind in known.groupby("kind"):
         of_kind = of_kind.assign(differs=1 - of_kind["equals_chosen"].astype(float))
         truth = of_kind["is_noise"].to_numpy(bool)
         strata = of_kind["base"].astype(str) + "/" + of_kind["question_kind"].astype(str)
         share = stats.rate(truth.sum(), len(truth))
-        for detector in NOISE_DETECTORS:
+        for detector in (name for name in NOISE_DETECTORS if name in of_kind):
             over_bases = auroc.auroc_over_bases(of_kind, detector)
             within = auroc.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
             rows.append(
@@ -89,8 +97,31 @@ def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
                 | {"noise_rate": share.value, "rate_lo": share.lo, "rate_hi": share.hi}
                 | {"auroc": over_bases.value, "lo": over_bases.lo, "hi": over_bases.hi, "over": over_bases.over}
                 | {"within_kinds": within.value, "within_lo": within.lo, "within_hi": within.hi}
+                | _calibration(of_kind, detector, truth)
             )
     return pd.DataFrame(rows)
+
+
+def _calibration(of_kind, detector, truth):
+    """Mean and calibration error of a detector that is a probability; nan for the others."""
+    if detector not in PROBABILITIES:
+        return {"estimated_rate": np.nan, "calibration": np.nan}
+    wrong = 1 - of_kind[detector].to_numpy(float)
+    return {"estimated_rate": wrong.mean(), "calibration": posterior.calibration_error(wrong, truth)}
+
+
+def with_estimates(noise, beta=None):
+    """The noise frame with columns right and paper_right: per row the probability that its label is right, by the kit's
+    mixture (fitted per base and kind, without truth) and by eq. 10 on the probe's margins."""
+    parts = []
+    for (_, kind), rows in noise.groupby(["base", "kind"], sort=False):
+        found = posterior.estimate(rows["raw_margin"], rows["raw_mean_margin"], rows["n_tokens"])
+        rows, how = rows.assign(right=1 - found.posterior), PAPER_MARGIN[kind]
+        if beta is not None:
+            psi = beta * rows["mean_margin" if how == "mean" else "margin"].to_numpy(float)
+            rows["paper_right"] = 1 - posterior.paper_estimate(psi, ALPHA[how])
+        parts.append(rows)
+    return pd.concat(parts) if parts else noise
 
 
 def number(value, lo=None, hi=None, digits=2):
@@ -231,10 +262,11 @@ def _noise_text(noise):
     rates = [f"{r.kind}: {number(r.noise_rate, r.rate_lo, r.rate_hi)} of {r.n_rows} rows" for r in kinds.itertuples()]
     rows = [
         [r.kind, NOISE_DETECTORS[r.detector], number(r.auroc, r.lo, r.hi), r.over]
-        + [number(r.within_kinds, r.within_lo, r.within_hi)]
+        + [number(r.within_kinds, r.within_lo, r.within_hi), number(r.estimated_rate), number(r.calibration)]
         for r in noise.itertuples()
     ]
     header = ["kind", "small value of", "AUROC [95 %]", "over", "within question kinds, over rows"]
+    header += ["noise rate it names", "calibration error"]
     return (
         "Share of negatives that are in truth good answers: " + "; ".join(rates) + " (Wilson).\n\n"
         "How well a small value finds them (0.5 = not at all); raw margins are the base's alone, before training.\n\n"
@@ -271,7 +303,7 @@ def write(folder, profile, scores, noise=None, *, rng, command=None):
     """
     folder = Path(folder)
     ledger, table = claims.ledger(scores, noise), estimates(scores)
-    noisy = None if noise is None else noise_table(noise, rng)
+    noisy = None if noise is None else noise_table(noise, rng, beta=profile.training.beta)
     with artifacts.atomic(folder / "tables") as tables:
         tables.mkdir()
         table.to_csv(tables / "methods.csv", index=False)

@@ -84,7 +84,7 @@ def test_tables_at_a_flip_rate_show_the_untrained_base_beside_it(scores):
 
 
 def test_noise_table_by_hand(noise):
-    table = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
+    table = report.noise_table(noise, np.random.default_rng(0), beta=1.0).set_index(["kind", "detector"])
     raw = table.loc[("language_biased", "raw_margin")]
     assert (raw["noise_rate"], raw["n_rows"]) == (0.25, 60) and raw["auroc"] > 0.95 and raw["over"] == "rows"
     assert raw["within_kinds"] > 0.95
@@ -92,6 +92,13 @@ def test_noise_table_by_hand(noise):
     assert table.loc[("vision_biased", "n_tokens"), "auroc"] == 0.5  # all of one length
     margin = table.loc[("language_biased", "margin")]
     assert margin["lo"] < 0.5 < margin["hi"]
+    assert np.isnan(margin["calibration"]) and np.isnan(margin["estimated_rate"])
+    ours, papers = (table.loc[("language_biased", name)] for name in ("right", "paper_right"))
+    assert ours["estimated_rate"] == pytest.approx(0.25, abs=0.06) and ours["calibration"] < 0.1 < ours["auroc"] - 0.8
+    assert papers["auroc"] == table.loc[("language_biased", "mean_margin"), "auroc"]  # one order, as probabilities
+    measured = noise[noise["kind"] == "vision_biased"]
+    q = 1 / (1 + np.exp(0.01 * measured["margin"]))
+    assert table.loc[("vision_biased", "paper_right"), "estimated_rate"] == pytest.approx(q.mean())
     assert report.noise_table(noise.assign(part="probe"), np.random.default_rng(0)).empty
 
 
