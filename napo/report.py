@@ -79,7 +79,8 @@ def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES, beta=Non
     noise  frame: base, kind, part, question_kind, is_noise, n_tokens, equals_chosen and margins; measured rows count
     beta   of the probe: the paper's q follows beta * margin; None = without the paper's q
     Returns a frame kind, detector, n_rows, noise_rate, rate_lo, rate_hi, auroc, lo, hi, over, within_kinds, within_lo,
-    within_hi, estimated_rate, calibration (expected error of a probability, nan for other detectors); `within` compares only rows of one base and question kind. Empty where no truth is known.
+    within_hi, estimated_rate, calibration (expected error of a probability, nan for other detectors); `within`
+    compares only rows of one base and question kind. Empty where no truth is known.
     """
     rows = []
     noise = with_estimates(noise, beta)

@@ -21,7 +21,7 @@ def test_two_populations_are_told_apart_and_counted(rng, share):
     *seen, truth = mixture(rng, share=share)
     found = posterior.estimate(*seen)
     assert found.rate == pytest.approx(share, abs=0.04) and np.isnan(found.lo)
-    assert ((found.posterior > 0.5) == truth).mean() > 0.97
+    assert ((found.posterior > 0.5) == truth).mean() > 0.95
     assert posterior.calibration_error(found.posterior, truth) < 0.05
 
 

@@ -111,7 +111,7 @@ def numbered_columns():
 
 
 def test_mdpo_reads_the_chosen_answer_beside_the_crop(world, tmp_path, monkeypatch):
-    """What reaches the objective at step 0: the log-probs of the chosen answers with cropped images, measured plainly."""
+    """What reaches the objective at step 0: log-probs of the chosen answers beside the crops, measured plainly."""
     seen, real = {}, train.objective
 
     def objective(method, policy, reference, *rest):
