@@ -32,6 +32,7 @@ class EncodedRows(Dataset):
         self.rows, self.processor, self.kinds, self.max_length = rows, processor, kinds, max_length
         self.reference = {record["row_id"]: record for record in reference.to_dict("records")}
         self.flipped = np.zeros(len(rows), bool) if flipped is None else flipped
+        self.judged = [kind for kind in kinds if len(rows) and rows[0].get(f"is_noise_{kind}") is not None]
         self.kept = {} if len(rows) <= keep else None
 
     def __len__(self):
@@ -117,8 +118,14 @@ class PreferenceTrainer(Trainer):
         if not math.isfinite(loss.item()):
             rows = ", ".join(inputs["row_ids"])
             raise BadInput(f"loss is {loss.item()} at step {self.state.global_step}, rows {rows}: lower learning_rate")
-        self.collected.append(metrics)
+        self.collected.append(metrics | self.true_noise(columns["noise"], inputs["flipped"]))
         return (loss, policy) if return_outputs else loss
+
+    def true_noise(self, noise, flipped):
+        """What q is to be compared with, where the truth is known: the share of the batch's pairs whose label is
+        wrong."""
+        shares = {kind: (noise[kind] | flipped).float().mean().item() for kind in self.train_dataset.judged}
+        return {f"noise/true_{kind}": share for kind, share in shares.items()}
 
     def kept(self, columns, flipped):
         """What each pair counts, dict kind -> (B,), or None where all count: the oracle knows the noise, an estimate
@@ -268,7 +275,7 @@ def train_cell(cell, profile, runs_dir="runs"):
         return folder
     labels.check_noise(cell, profile)
     settings, inputs = cell_settings(profile, cell), training_inputs(profile, cell, runs_dir)
-    modules = (*MODULES, "world.leak") if cell.noise_kind == "leak" else MODULES
+    modules = cell_modules(cell)
     key = artifacts.key(settings=settings, modules=modules, inputs=inputs)
     checkpoints = folder / f"checkpoints-{key[:12]}"
     artifacts.build(
@@ -289,6 +296,12 @@ def train_cell(cell, profile, runs_dir="runs"):
     for left in folder.glob("checkpoints-*"):
         shutil.rmtree(left)
     return folder
+
+
+def cell_modules(cell):
+    """The modules that make a cell's adapter."""
+    estimate = ("posterior",) if METHODS[cell.method].estimate else ()
+    return (*MODULES, *estimate, *(("world.leak",) if cell.noise_kind == "leak" else ()))
 
 
 def cell_settings(profile, cell):

@@ -20,7 +20,7 @@ from test_packing import make_row
 from tiny_cells import TRAINING, make_base, make_profile, with_training
 from transformers import AutoModelForImageTextToText
 
-from napo import corrupt, data, labels, logps, models, packing, train
+from napo import artifacts, corrupt, data, labels, logps, models, noise, packing, sources, train
 from napo.artifacts import BadInput, MissingArtifact
 from napo.profiles import CORRUPTED, KINDS, METHODS, PROFILES, REJECTED_KINDS, Cell
 
@@ -411,7 +411,7 @@ def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
     for kind in REJECTED_KINDS:
         expected |= {f"rewards/{kind}", f"rewards/margins_{kind}", f"rewards/accuracies_{kind}", f"logps/{kind}"}
         expected |= {f"noise/gamma_{kind}"}
-    expected |= {"noise/q_language_biased", "noise/q_vision_biased"}
+    expected |= {"noise/q_language_biased", "noise/q_vision_biased", "noise/true_language_biased"}
     assert all(set(step) == expected for step in steps)
     assert all(math.isfinite(value) for step in steps for value in step.values())
     for kind in REJECTED_KINDS:
@@ -420,6 +420,24 @@ def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
     assert steps[0]["noise/q_language_biased"] == pytest.approx(0.5, abs=1e-6)
     assert [step["epoch"] for step in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3)
     assert len({step["noise/gamma_rejected"] for step in steps}) > 3
+    for epoch in (steps[:3], steps[3:]):  # every third row, whichever batch it falls into
+        assert np.mean([step["noise/true_language_biased"] for step in epoch]) == pytest.approx(1 / 3)
+
+
+def test_the_true_noise_of_a_batch_counts_swapped_labels_and_leaves_out_what_nobody_judged(world, tmp_path):
+    _, steps = fit(world, tmp_path, "dpo_all", short(max_length=512), flip_rate=0.25)
+    flips = noise.draw_flips(12, 0.25, np.random.default_rng([0, 1]))
+    wrong = flips | (np.arange(12) % 3 == 0)
+    assert steps[0]["noise/true_language_biased"] == pytest.approx(wrong.mean())
+    assert "noise/true_vision_biased" not in steps[0] and "noise/true_rejected" not in steps[0]
+
+
+def test_the_noise_estimate_counts_only_for_the_trainings_that_use_it():
+    """So that work on the estimate leaves the other trainings of a long grid as they are."""
+    for name, uses in (("napo_paper", False), ("oracle", False), ("napo_calibrated", True), ("napo_row_weight", True)):
+        code = sources.reachable(train.cell_modules(Cell(name)), skip=artifacts.PLUMBING)
+        assert ("napo.posterior" in code) == uses and "napo.objective" in code
+    assert "napo.world.leak" in sources.reachable(train.cell_modules(Cell("dpo_all", flip_rate=0.2, noise_kind="leak")))
 
 
 def test_adapter_reloads_in_stock_peft_on_a_fresh_base_with_the_same_logits(trained, world):
