@@ -10,11 +10,6 @@ from napo.artifacts import BadInput
 from napo.profiles import NOISE_KINDS
 
 
-def row_ids(rows):
-    """Ids of rows, without decoding an image where they are a Dataset."""
-    return [row["row_id"] for row in rows] if isinstance(rows, list) else list(rows["row_id"])
-
-
 def check_noise(cell, profile):
     """Raises BadInput for noise that cannot be put in."""
     if cell.noise_kind not in NOISE_KINDS:

@@ -197,19 +197,20 @@ def _span(values):
 
 
 @styled
-def posterior_by_margin(table, rates):
-    """Every row of a preference set: its raw margin per token against the probability that its label is wrong.
+def posterior_by_evidence(table, rates):
+    """Every row of a preference set: the evidence for its rejected answer against the probability that the label is
+    wrong.
 
-    table  frame kind, raw_mean_margin, posterior;  rates  {kind: {"rate", "lo", "hi"}} for the panels' titles
+    table  frame kind, evidence, posterior;  rates  {kind: {"rate", "lo", "hi"}} for the panels' titles
     """
     figure = new_figure(3.2)
     axes = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
     for ax, (kind, rate) in zip(axes, rates.items(), strict=True):
         rows = table[table["kind"] == kind]
-        ax.plot(rows["raw_mean_margin"], rows["posterior"], ".", color=KIND_STYLE[kind][0], ms=4, alpha=0.6)
+        ax.plot(rows["evidence"], rows["posterior"], ".", color=KIND_STYLE[kind][0], ms=4, alpha=0.6)
         ax.axvline(0, color=INK, lw=0.8)
         ax.set(title=f"{label_of(kind)}: {rate['rate']:.0%} [{rate['lo']:.0%}, {rate['hi']:.0%}]", ylim=(-0.03, 1.03))
-        ax.set_xlabel("raw margin (nats/token)")
+        ax.set_xlabel("evidence for the answer (nats)")
     axes[0].set_ylabel("P(label is wrong)")
     return figure
 

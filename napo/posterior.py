@@ -1,19 +1,32 @@
 """An estimate of the label noise before any training: for every row the probability that its label is wrong.
 
-From the base's own log-probs alone: the rows of one kind of rejected answer are taken for a mixture of two populations
-of raw margins, and the one with the smaller margins for the noise (the paper's claim C9, made into an estimate). The
-length of the answer is part of the mixture, for both margins grow with it. No truth is used. scikit-learn fits it.
+A biased answer was generated with one modality masked; noise is an answer that reads as if nothing had been masked. For
+each row three stories are told, and each gives the pair of answers a probability under the base model:
+
+    clean     the chosen answer follows from everything,  the rejected one from the masked prompt
+    leaked    both follow from everything                 (a good answer among the rejected)
+    swapped   the rejected answer does, the chosen does not  (labels exchanged)
+
+Beside "clean" the other two are likelier by exp(e) and exp(e - e_chosen), e the evidence of `evidence.py`. Only the
+shares of the stories are unknown; they are fitted by expectation maximisation. Nothing else is, and no truth is used.
+
+What it cannot see: an answer made without the question or the image that is right by chance. That is noise too, and no
+forward pass tells it from a bias. The rate is therefore a lower bound where such answers are common: in the desk world
+among the vision-biased (`napo/world/NOTES.md`). Answers equal to the chosen one are noise for certain.
+
+Pairs without a masked modality (`rejected`) have the raw margin only: the base's own taste, read as the odds that the
+label is right. That ranks rows; as a rate it is rough.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import special
-from sklearn.mixture import GaussianMixture
+
+from napo import artifacts, data, evidence, logps, models
 
 BIASED = ("language_biased", "vision_biased")
-MIN_ROWS = 20  # fewer say nothing of two populations: every row then gets the undecided 0.5
-SAME = 1e-3  # nats: margins below it, at the same length, are those of the chosen answer once more
 
 
 @dataclass(frozen=True)
@@ -26,79 +39,110 @@ class Posterior:
     hi: float = float("nan")
 
 
-def features(raw_margin, raw_mean_margin, n_tokens):
-    """What the mixture sees of each row, (n, 3): margin per token, compressed sum margin, log length, each scaled by
-    its own median and quartiles."""
-    columns = np.stack([raw_mean_margin, np.arcsinh(raw_margin), np.log(n_tokens)], axis=1).astype(float)
-    low, middle, high = np.quantile(columns, [0.25, 0.5, 0.75], axis=0)
-    return (columns - middle) / np.maximum(high - low, 1e-6)
-
-
-def estimate(raw_margin, raw_mean_margin, n_tokens, *, rng=None, resamples=200, level=0.95):
+def estimate(log_odds, same, *, rng=None, resamples=200, level=0.95):
     """Posterior of one kind of rejected answer, without truth.
 
-    raw_margin, raw_mean_margin  (n,)  nats and nats per token, labelled chosen minus labelled rejected, of the base
-    n_tokens                     (n,)  of the labelled rejected answer, end token included
-    rng  np.random.Generator: with it the rate gets its percentile interval from refits on resampled rows
-    A row whose margins are 0 is the chosen answer once more: noise for certain, and no part of the mixture.
+    log_odds  (n, K) nats: how much likelier each story of a wrong label makes the row's answers than the right label
+              (`stories`)
+    same      (n,) bool: rows whose rejected answer is the chosen one, noise for certain and no part of the fit
+    rng       np.random.Generator: with it the rate gets its percentile interval from refits on resampled rows
     """
-    raw_margin, raw_mean_margin = np.asarray(raw_margin, float), np.asarray(raw_mean_margin, float)
-    same = (np.abs(raw_margin) < SAME) & (np.abs(raw_mean_margin) < SAME)
-    seen = features(raw_margin, raw_mean_margin, np.asarray(n_tokens, float))
-    found = _posterior(seen, raw_mean_margin, same)
+    log_odds, same = np.asarray(log_odds, float), np.asarray(same, bool)
+    found = _posterior(log_odds, same)
     if rng is None:
         return Posterior(found, float(found.mean()))
-    rates = []
-    for _ in range(resamples):
-        rows = rng.integers(0, len(seen), len(seen))
-        rates.append(_posterior(seen[rows], raw_mean_margin[rows], same[rows]).mean())
+    draws = (rng.integers(0, len(same), len(same)) for _ in range(resamples))
+    rates = [_posterior(log_odds[rows], same[rows]).mean() for rows in draws]
     lo, hi = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return Posterior(found, float(found.mean()), float(lo), float(hi))
 
 
-def _posterior(seen, raw_mean_margin, same):
-    """(n,) posterior; seen (n, 3) as `features` gives it, same (n,) bool."""
-    out = np.where(same, 1.0, 0.5)
-    rest = ~same
-    if rest.sum() < MIN_ROWS:
-        return out
-    mixture = GaussianMixture(2, reg_covar=1e-2, random_state=0, means_init=_start(seen[rest]), max_iter=500)
-    shares = mixture.fit(seen[rest]).predict_proba(seen[rest])
-    means = [np.average(raw_mean_margin[rest], weights=shares[:, k] + 1e-12) for k in range(2)]
-    out[rest] = shares[:, int(np.argmin(means))]
+def stories(chosen_evidence, evidence):
+    """(n, 2) log-odds of "leaked" and "swapped" against "clean", from evidence (n,) of the answers as labelled."""
+    return np.stack([evidence, evidence - chosen_evidence], axis=1)
+
+
+def _posterior(log_odds, same):
+    """(n,) posterior: 1 for `same` rows, the fitted mixture's for the others."""
+    out = np.ones(len(same))
+    if not same.all():
+        out[~same] = 1 - shares(log_odds[~same])[:, 0]
     return out
 
 
-def _start(seen):
-    """Where the two populations are looked for first: the rows of the smallest and of the other margins."""
-    small = seen[:, 0] <= np.quantile(seen[:, 0], 0.25)
-    return np.stack([seen[small].mean(axis=0), seen[~small].mean(axis=0)])
+def shares(log_odds, iterations=200):
+    """Responsibilities (n, 1 + K) of "clean" and the other stories once their shares fit the rows best; the likelihood
+    is concave in the shares, so where the search starts does not matter."""
+    scores = np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1)
+    weights = np.full(scores.shape[1], 1 / scores.shape[1])
+    for _ in range(iterations):
+        found = special.softmax(scores + np.log(weights), axis=1)
+        weights = np.maximum(found.mean(axis=0), 1e-9)
+    return found
 
 
-def of_rows(reference, row_ids, flipped=None):
-    """The reference log-probs with a column posterior_<kind> per biased kind, estimated on the rows of one data set.
+def of_rows(rows, reference, flipped, model, processor, *, how="none", batch_size=32):
+    """The reference log-probs with a column posterior_<kind> per biased kind, estimated on one data set.
 
-    reference  DataFrame of `logps.measure`;  row_ids  of the rows in it that count
+    reference  DataFrame of `logps.measure`; rows, those in it that count
     flipped    (n,) bool: rows whose chosen and rejected answers changed places; the labels are what is estimated
+    model      the base;  how  what stood for the masked image
     Returns (DataFrame with those rows, dict kind -> estimated noise rate).
     """
-    table = reference.set_index("row_id").loc[list(row_ids)].reset_index()
-    flipped = np.zeros(len(table), bool) if flipped is None else np.asarray(flipped)
-    rates = {}
+    columns, rates = {}, {}
     for kind in BIASED:
-        margin, mean_margin, n_tokens = labelled(table, kind, flipped)
-        found = estimate(margin, mean_margin, n_tokens)
-        table[f"posterior_{kind}"], rates[kind] = found.posterior, found.rate
-    return table, rates
+        seen = evidence.measure(model, processor, rows, reference, kind, batch_size=batch_size, how=how)
+        found = estimate(*labelled(seen, flipped))
+        columns[f"posterior_{kind}"], rates[kind] = found.posterior, found.rate
+    row_ids = seen["row_id"]
+    return reference.set_index("row_id").loc[row_ids].reset_index().assign(**columns), rates
 
 
-def labelled(table, kind, flipped):
-    """Raw margins and rejected length of each row as it is labelled: (raw_margin, raw_mean_margin, n_tokens)."""
-    chosen, rejected = (table[f"logps_{name}"].to_numpy(float) for name in ("chosen", kind))
-    n_chosen, n_rejected = (table[f"tokens_{name}"].to_numpy(float) for name in ("chosen", kind))
-    sign = np.where(flipped, -1.0, 1.0)
-    mean_margin = chosen / n_chosen - rejected / n_rejected
-    return sign * (chosen - rejected), sign * mean_margin, np.where(flipped, n_chosen, n_rejected)
+def labelled(seen, flipped=None):
+    """What `estimate` reads of a DataFrame of `evidence.measure`, for the answers as they are labelled: (log_odds
+    (n, 2), same (n,))."""
+    chosen, other = seen["chosen_evidence"].to_numpy(float), seen["evidence"].to_numpy(float)
+    swap = np.zeros(len(seen), bool) if flipped is None else np.asarray(flipped, bool)
+    return stories(np.where(swap, other, chosen), np.where(swap, chosen, other)), seen["same"].to_numpy(bool)
+
+
+def table(profile, base, runs_dir="runs"):
+    """Path of base-<b>/posterior.parquet, one record per row and kind of biased answer, made unless current (notebook
+    02).
+
+    Columns: base, row_id, kind, chosen_evidence, evidence (nats), same, posterior.
+    """
+    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
+    pairs, reference = artifacts.require(folder / "pairs.parquet", "01"), logps.reference(profile, base, runs_dir)
+    mask = profile.perturbation.image
+    return artifacts.build(
+        folder / "posterior.parquet",
+        lambda path: _make_table(profile, base, pairs, reference, mask).to_parquet(path, index=False),
+        settings={"model": models.identity(profile, base), "quantisation": profile.quantisation, "mask": mask},
+        modules=("posterior",),
+        inputs=[pairs, reference],
+    )
+
+
+def _make_table(profile, base, pairs, reference_path, mask):
+    rows, reference = data.read(pairs), artifacts.read_parquet(reference_path, "02")
+    model, processor = models.load_base(profile, base)
+    settings = {"batch_size": profile.training.batch_size, "how": mask}
+    frames = []
+    for kind in BIASED:
+        label = f"base {base}: {kind}, masked"
+        seen = evidence.measure(model, processor, rows, reference, kind, label=label, **settings)
+        frames.append(seen.assign(base=base, kind=kind, posterior=estimate(*labelled(seen)).posterior))
+    columns = ["base", "row_id", "kind", "chosen_evidence", "evidence", "same", "posterior"]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+def beside(noise, profile, runs_dir="runs"):
+    """The rows of `margins.noise_table` of a profile's bases with the columns of theirs that `table` adds. Raises
+    MissingArtifact."""
+    folders = [artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir) for base in profile.bases]
+    found = pd.concat([artifacts.read_parquet(folder / "posterior.parquet", "02") for folder in folders])
+    return noise.merge(found, on=["base", "row_id", "kind"], validate="one_to_one")
 
 
 # ---- how good an estimate is, where the truth is known --------------------------------------------------------------

@@ -113,16 +113,14 @@ def _calibration(of_kind, detector, truth):
 
 def with_estimates(noise, beta=None):
     """The noise frame with columns right and paper_right: per row the probability that its label is right, by the kit's
-    mixture (fitted per base and kind, without truth) and by eq. 10 on the probe's margins."""
-    parts = []
-    for (_, kind), rows in noise.groupby(["base", "kind"], sort=False):
-        found = posterior.estimate(rows["raw_margin"], rows["raw_mean_margin"], rows["n_tokens"])
-        rows, how = rows.assign(right=1 - found.posterior), PAPER_MARGIN[kind]
-        if beta is not None:
-            psi = beta * rows["mean_margin" if how == "mean" else "margin"].to_numpy(float)
-            rows["paper_right"] = 1 - posterior.paper_estimate(psi, ALPHA[how])
-        parts.append(rows)
-    return pd.concat(parts) if parts else noise
+    estimate (where the frame has its column `posterior`) and by eq. 10 on the probe's margins."""
+    if "posterior" in noise:
+        noise = noise.assign(right=1 - noise["posterior"])
+    if beta is None:
+        return noise
+    how = noise["kind"].map(PAPER_MARGIN)
+    psi = beta * noise["mean_margin"].where(how == "mean", noise["margin"])
+    return noise.assign(paper_right=1 - posterior.paper_estimate(psi, how.map(ALPHA).astype(float)))
 
 
 def number(value, lo=None, hi=None, digits=2):

@@ -212,12 +212,14 @@ def fit(
     device="cpu",
     dtype="float32",
     probe=None,
+    mask="none",
 ):
     """Train a fresh adapter on `rows` with a method; goes on from the last checkpoint in `checkpoints` if there is one.
 
     rows        preference rows; reference  DataFrame of `logps.measure` on the base for (at least) these rows
     checkpoints folder that is this training's own
     probe       DataFrame of `margins.noise_table`, for a method that calibrates alpha on it
+    mask        what stood for the masked image, for a method that estimates the noise
     Returns (peft model, list of what was logged per optimiser step).
     """
     kinds = method.kinds if method.terms else ("chosen", "rejected")
@@ -227,7 +229,8 @@ def fit(
             raise BadInput(f"{method.label} has no rule for swapped labels: its image term has one answer only")
         reference = corrupt.with_corrupted(reference, model, processor, rows, training)
     if method.estimate:
-        reference, rates = posterior.of_rows(reference, labels.row_ids(rows), flipped)
+        how = {"how": mask, "batch_size": training.batch_size}
+        reference, rates = posterior.of_rows(rows, reference, flipped, model, processor, **how)
         method = labels.calibrated(method, rates, probe, training.beta)
     if training.packed:
         branches.check_exact(model)
@@ -306,7 +309,7 @@ def cell_modules(cell):
 
 def cell_settings(profile, cell):
     """Everything that a cell's result depends on besides code and data."""
-    return {
+    return ({"mask": profile.perturbation.image} if METHODS[cell.method].estimate else {}) | {
         "cell": asdict(cell),
         "method": METHODS[cell.method],
         "training": profile.training,
@@ -360,6 +363,7 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         device=profile.device,
         dtype=profile.quantisation.dtype,
         probe=artifacts.read_parquet(probe[0], "02") if probe else None,
+        mask=profile.perturbation.image,
     )
     if profile.device == "cuda":
         peak = memory.gib(torch.cuda.max_memory_allocated())

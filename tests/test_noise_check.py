@@ -9,7 +9,7 @@ import pytest
 from test_packing import make_row
 from tiny_models import save_tiny_llava
 
-from napo import artifacts, data, logps, models, noise_check
+from napo import artifacts, data, evidence, logps, models, noise_check
 from napo.profiles import Quantisation
 
 
@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     return folder / "llava", folder / "pairs.parquet", folder / "out", rows
 
 
-def test_every_row_and_kind_has_its_raw_margin_and_a_posterior(world):
+def test_every_row_and_kind_has_its_evidence_and_a_posterior(world):
     model_folder, _, out, rows = world
     table = pd.read_parquet(out / "posterior.parquet")
     assert len(table) == 48 and set(table["kind"]) == {"rejected", "language_biased"}
@@ -35,6 +35,11 @@ def test_every_row_and_kind_has_its_raw_margin_and_a_posterior(world):
     seen = logps.measure(model, processor, rows, ("chosen", "rejected"), packed=False)
     rejected = table[table["kind"] == "rejected"]
     np.testing.assert_allclose(rejected["raw_margin"], seen["logps_chosen"] - seen["logps_rejected"], atol=1e-3)
+    assert (rejected["evidence"] == -rejected["raw_margin"]).all()
+    plain = logps.measure(model, processor, rows, ("chosen", "language_biased"), packed=False)
+    known = evidence.measure(model, processor, rows, plain, "language_biased")
+    biased = table[table["kind"] == "language_biased"]
+    np.testing.assert_allclose(biased["evidence"], known["evidence"], atol=1e-3)
     assert table["posterior"].between(0, 1).all()
     same = table[(table["row_id"] == rows[3]["row_id"]) & (table["kind"] == "language_biased")]
     assert same["posterior"].item() == 1 and same["raw_margin"].abs().item() < 1e-3
@@ -57,6 +62,7 @@ def test_rates_page_and_figure_belong_to_the_posterior(world):
         (["absent.parquet", "--model", "m"], "absent.parquet: no such file"),
         (["x.parquet"], "--model"),
         (["x.parquet", "--model", "m", "--rows", "-1"], "--rows is a number from 0"),
+        (["x.parquet", "--model", "m", "--mask", "pink"], "invalid choice"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, text, capsys):
@@ -83,5 +89,5 @@ def test_the_command_is_napo_noise(root):
 
 
 def test_the_module_itself_needs_no_model_library():
-    script = "import sys, napo.noise; print([m for m in ('transformers', 'peft', 'sklearn') if m in sys.modules])"
+    script = "import sys, napo.noise; print([m for m in ('transformers', 'peft', 'pandas') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

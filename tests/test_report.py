@@ -48,7 +48,8 @@ def noise():
         frame["is_noise"] = pd.array([True] * 15 + [False] * 45, "boolean")
         for column in ("raw_margin", "raw_mean_margin", "margin", "mean_margin"):
             frame[column] = rng.normal(size=60) - 5 * (column.startswith("raw") & frame["is_noise"].astype(bool))
-        frames.append(frame.assign(n_tokens=5, equals_chosen=frame["is_noise"].astype(bool)))
+        truth = frame["is_noise"].astype(bool)
+        frames.append(frame.assign(n_tokens=5, equals_chosen=truth, posterior=np.where(truth, 0.7, 0.1)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -94,12 +95,15 @@ def test_noise_table_by_hand(noise):
     assert margin["lo"] < 0.5 < margin["hi"]
     assert np.isnan(margin["calibration"]) and np.isnan(margin["estimated_rate"])
     ours, papers = (table.loc[("language_biased", name)] for name in ("right", "paper_right"))
-    assert ours["estimated_rate"] == pytest.approx(0.25, abs=0.06) and ours["calibration"] < 0.1 < ours["auroc"] - 0.8
+    assert ours["estimated_rate"] == pytest.approx(0.25) and ours["auroc"] == 1
+    assert ours["calibration"] == pytest.approx(0.25 * 0.3 + 0.75 * 0.1, abs=0.03)
     assert papers["auroc"] == table.loc[("language_biased", "mean_margin"), "auroc"]  # one order, as probabilities
     measured = noise[noise["kind"] == "vision_biased"]
     q = 1 / (1 + np.exp(0.01 * measured["margin"]))
     assert table.loc[("vision_biased", "paper_right"), "estimated_rate"] == pytest.approx(q.mean())
     assert report.noise_table(noise.assign(part="probe"), np.random.default_rng(0)).empty
+    without = report.noise_table(noise.drop(columns="posterior"), np.random.default_rng(0))
+    assert set(without["detector"]) == set(report.NOISE_DETECTORS) - {"right", "paper_right"}
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_one_term_is_drawn_for_each_step_and_repeats(world, tmp_path):
 def test_the_estimate_reaches_q_and_weight_row_by_row(world, tmp_path, monkeypatch):
     found, seen, real = np.linspace(0.05, 0.95, 12), [], train.objective
 
-    def of_rows(reference, row_ids, flipped):
-        table = reference.set_index("row_id").loc[row_ids].reset_index()
+    def of_rows(rows, reference, *rest, **settings):
+        table = reference.set_index("row_id").loc[[row["row_id"] for row in rows]].reset_index()
         return table.assign(posterior_language_biased=found, posterior_vision_biased=found[::-1]), {}
 
     def objective(method, *rest, posterior=None):
