@@ -87,8 +87,10 @@ METHODS = {
     "lb_napo_sum": Method("… its q by the sum margin", (ORIGINAL, replace(LANGUAGE, margin="sum")), gamma="dynamic"),
     "vb_napo_mean": Method("… its q by the mean margin", (ORIGINAL, replace(VISION, margin="mean")), gamma="dynamic"),
     "random": Method("NaPO, one term per batch", NAPO_TERMS, draw_term=True),  # paper's Table 3
-    "napo_on_clean": Method(  # paper, appendix A; it names no margin for the original pairs: the mean, as a length
-        "NaPO on the original pairs too",  # difference is no part of what is wrong with them
+    # Paper, appendix A. Neither it nor the authors' scripts (which take it on the command line) name the margin that q
+    # follows on the original pairs. Ours: the mean, as a length difference is no part of what is wrong with them.
+    "napo_on_clean": Method(
+        "NaPO on the original pairs too",
         (Term("rejected", "napo", margin="mean"), LANGUAGE, VISION),
         gamma="dynamic",
     ),

@@ -70,14 +70,18 @@ def _posterior(log_odds, same):
     return out
 
 
-def shares(log_odds, iterations=200):
+def shares(log_odds, iterations=1000, tolerance=1e-6):
     """Responsibilities (n, 1 + K) of "clean" and the other stories once their shares fit the rows best; the likelihood
     is concave in the shares, so where the search starts does not matter."""
     scores = np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1)
+    likelihood = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights = np.full(scores.shape[1], 1 / scores.shape[1])
     for _ in range(iterations):
-        found = special.softmax(scores + np.log(weights), axis=1)
-        weights = np.maximum(found.mean(axis=0), 1e-9)
+        found = likelihood * weights
+        found /= found.sum(axis=1, keepdims=True)
+        before, weights = weights, np.maximum(found.mean(axis=0), 1e-9)
+        if np.abs(weights - before).max() < tolerance:
+            break
     return found
 
 
