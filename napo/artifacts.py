@@ -27,7 +27,7 @@ from napo.progress import progress as progress
 # `posterior` counts for the trainings that use its estimate: these name it.
 PLUMBING = frozenset(
     "profiles methods artifacts sources circumstances progress notebooks run grid".split()
-    + "plots explore stats auroc claims paper report request posterior".split()
+    + "plots study_plots explore stats auroc claims paper report study request posterior".split()
 )
 PROVENANCE = "provenance.json"
 

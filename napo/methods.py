@@ -84,8 +84,12 @@ METHODS = {
     "lb_dpo": Method("DPO, no vision-biased pairs", _dpo("rejected", "language_biased")),  # paper's LB2
     "vb_napo": Method("NaPO, no language-biased pairs", (ORIGINAL, VISION), gamma="dynamic"),  # paper's VB1
     "vb_dpo": Method("DPO, no language-biased pairs", _dpo("rejected", "vision_biased")),  # paper's VB2
-    "lb_napo_sum": Method("… its q by the sum margin", (ORIGINAL, replace(LANGUAGE, margin="sum")), gamma="dynamic"),
-    "vb_napo_mean": Method("… its q by the mean margin", (ORIGINAL, replace(VISION, margin="mean")), gamma="dynamic"),
+    "lb_napo_sum": Method(
+        "NaPO, no vision-biased pairs, q by the sum", (ORIGINAL, replace(LANGUAGE, margin="sum")), gamma="dynamic"
+    ),
+    "vb_napo_mean": Method(
+        "NaPO, no language-biased pairs, q by the mean", (ORIGINAL, replace(VISION, margin="mean")), gamma="dynamic"
+    ),
     "random": Method("NaPO, one term per batch", NAPO_TERMS, draw_term=True),  # paper's Table 3
     # Paper, appendix A. Neither it nor the authors' scripts (which take it on the command line) name the margin that q
     # follows on the original pairs. Ours: the mean, as a length difference is no part of what is wrong with them.

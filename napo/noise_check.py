@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from napo import artifacts, data, evidence, logps, models, packing, perturb, plots, posterior
+from napo import artifacts, data, evidence, logps, models, packing, perturb, plots, posterior, study_plots
 from napo.artifacts import BadInput
 from napo.profiles import REJECTED_KINDS, Quantisation
 
@@ -88,7 +88,7 @@ def write(out, table, rates, texts, title):
     artifacts.write_json(rates, out / "rates.json")
     with artifacts.atomic(out / "noise.md") as path:
         path.write_text(page(table, rates, texts, title), encoding="utf-8")
-    plots.save(plots.posterior_by_evidence(table, rates), out / "noise.png")
+    plots.save(study_plots.posterior_by_evidence(table, rates), out / "noise.png")
 
 
 def page(table, rates, texts, title):

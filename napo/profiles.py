@@ -150,6 +150,7 @@ class Profile:
 
 
 NOISE_KINDS = ("swap", "leak")
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)  # ours
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ PROFILES = {
         bases=(0, 1, 2, 3, 4),
         seeds=(0, 1, 2),
         methods=tuple(METHODS),
-        flip_rates=(0.0, 0.1, 0.2, 0.3, 0.4),
+        flip_rates=NOISE_LEVELS,
         noise_kinds=NOISE_KINDS,
         noisy_methods=NOISY_METHODS,
         noisy_seeds=(0,),
