@@ -139,6 +139,21 @@ def test_what_is_written_beside_the_page(written, scores):
     assert len(pd.read_csv(written / "tables" / "noise.csv")) == 2 * len(report.NOISE_DETECTORS)
 
 
+def test_what_else_was_looked_at_goes_into_page_and_tables(tmp_path, scores):
+    more = {"sections": [("Rates", "the text")], "tables": {"rates": pd.DataFrame({"x": [1]}), "none": pd.DataFrame()}}
+    report.write(tmp_path, profiles.PROFILES["desk"], scores, None, rng=np.random.default_rng(0), **more)
+    assert "## Rates\n\nthe text\n\n## Claims" in (tmp_path / "report.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["methods.csv", "rates.csv"]
+
+
+def test_what_a_claim_says_of_the_papers_model_stands_beside_it_on_the_desk_world_only(tmp_path, scores):
+    for profile, said in (("desk", True), ("paper", False)):
+        folder = tmp_path / profile
+        ledger, *_ = report.write(folder, profiles.PROFILES[profile], scores, rng=np.random.default_rng(0))
+        assert (claims.CLAIMS[0].about_llava in (folder / "report.md").read_text()) is said
+        assert bool(ledger[0]["about_llava"]) is said
+
+
 def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
     report.write(tmp_path, profiles.PROFILES["paper"], scores, None, rng=np.random.default_rng(0))
     page = (tmp_path / "report.md").read_text()
@@ -251,13 +266,24 @@ def test_publish_writes_the_readme_block_and_again_without_change(session):
     assert published(session) == 0
     first = (session.root / "README.md").read_text()
     assert first.startswith(f"# Kit\n\n{publish.BEGIN}\n") and first.endswith(f"{publish.END}\n\nThe end.\n")
-    assert "![Every method" in first and "(figures/study/comparison.png)" in first
+    assert "![The main methods" in first and "(figures/study/comparison.png)" in first
     assert "How far to trust this:\n\n- 7 comparisons" in first
     assert "[loss_family](figures/study/loss_family.png)" in first and "| C1 | NaPO" in first
     assert published(session) == 0  # what publishing itself has changed does not count as uncommitted code
     second = (session.root / "README.md").read_text()
     assert second == first
     assert second == publish.readme_text(session.root, publish.readme_block(session.root / "figures" / "study"))
+
+
+def test_the_readme_shows_the_main_methods_and_counts_the_others(session):
+    assert published(session) == 0
+    study = session.root / "figures" / "study"
+    table = pd.read_csv(study / "methods.csv")
+    others = [table[table["method"] == "base"].assign(method=name, method_label=name) for name in ("ipo", "cdpo")]
+    pd.concat([table, *others]).to_csv(study / "methods.csv", index=False)
+    block = publish.readme_block(study)
+    assert "| base model |" in block and "| ipo |" not in block
+    assert "2 more methods stand in [the report](figures/study/report.md)" in block
 
 
 def refused(session, capsys, *options):
