@@ -82,7 +82,7 @@ def _steps_of(cell, folder):
 def over_training(watched):
     """Curves of a frame of `steps`: at most POINTS means of neighbouring steps, with their intervals over bases.
 
-    Returns a frame method, noise_kind, flip_rate, name, kind, step, value, lo, hi.
+    Returns a frame method, noise_kind, flip_rate, name, kind, step, value, lo, hi, over.
     """
     groups = ["method", "noise_kind", "flip_rate", "name", "kind"]
     per_point = max(1, -(-int(watched["step"].max()) // POINTS)) if len(watched) else 1
@@ -94,8 +94,8 @@ def over_training(watched):
     for key, runs in per_run.groupby([*groups, "point"]):
         found = stats.estimate(runs)
         line = dict(zip(groups, key, strict=False)) | {"step": runs["step"].mean()}
-        rows.append(line | {"value": found.value, "lo": found.lo, "hi": found.hi})
-    return pd.DataFrame(rows, columns=[*groups, "step", "value", "lo", "hi"])
+        rows.append(line | {"value": found.value, "lo": found.lo, "hi": found.hi, "over": found.over})
+    return pd.DataFrame(rows, columns=[*groups, "step", "value", "lo", "hi", "over"])
 
 
 def q_use(watched):
@@ -132,8 +132,8 @@ def paper_tables(scores):
     """The comparisons of the paper's Tables 1-4, ours beside the paper's: differences, treatment minus control.
 
     scores  long frame of cells
-    Returns a frame table, label, treatment, control, measure, measure_label, better, value, lo, hi, n_bases, paper (its
-    own difference, one run each, no interval); value nan where one of the two was not run.
+    Returns a frame table, label, treatment, control, measure, measure_label, better, value, lo, hi, over, n_bases, and
+    paper (its own difference, one run each, no interval); value nan where one of the two was not run.
     """
     reporting = scores[~scores["base"].isin(claims.DEVELOPMENT_BASES)]
     values, rows = {}, []
@@ -148,7 +148,7 @@ def paper_tables(scores):
             line = {"table": comparison.table, "label": comparison.label}
             line |= {"treatment": comparison.treatment, "control": comparison.control, "measure": name}
             line |= {"measure_label": measure.label, "better": measure.better, "value": found.value, "lo": found.lo}
-            rows.append(line | {"hi": found.hi, "n_bases": found.n_bases, "paper": printed})
+            rows.append(line | {"hi": found.hi, "over": found.over, "n_bases": found.n_bases, "paper": printed})
     return pd.DataFrame(rows)
 
 

@@ -82,13 +82,18 @@ def noise_curves(curves, measure, control="dpo_all", columns=3):
     for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
         ax.tick_params(labelbottom=True)
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(5))
-    over = " and ".join(dict.fromkeys(curves["over"][np.isfinite(curves["lo"])]))
-    explained = "across: rows with noise put in (%); " + (f"bands: 95 % over {over}" if over else "single runs")
+    explained = f"across: rows with noise put in (%); {_bands(curves)}"
     if control in methods:
         explained += f"; thin grey lines: {_label(curves, control)}"
     figure.legend(*_legend(axes), loc="outside lower center", ncols=2, title=explained, title_fontsize=9)
     headline(figure, f"{curves['measure_label'].iloc[0]}, against noise in the labels")
     return figure
+
+
+def _bands(rows, what="bands"):
+    """What the intervals of a frame are over: "bands: 95 % over bases"."""
+    over = " and ".join(dict.fromkeys(rows["over"][np.isfinite(rows["lo"])]))
+    return f"{what}: 95 % over {over}" if over else "single runs"
 
 
 def _label(curves, method):
@@ -134,7 +139,7 @@ def q_over_training(curves, kinds=("language_biased", "vision_biased")):
     for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
     figure.legend(*_legend(axes), loc="outside lower center", ncols=3)
-    headline(figure, "Does q follow the noise? (bands: 95 % over bases)")
+    headline(figure, f"Does q follow the noise? ({_bands(curves)})")
     return figure
 
 
@@ -190,7 +195,7 @@ def gamma_over_training(curves, labels):
     for line in axes:
         line[0].set_ylabel("weight γ")
     figure.legend(*_legend(axes), loc="outside lower center", ncols=3)
-    headline(figure, "The weight of each loss term (bands: 95 % over bases)")
+    headline(figure, f"The weight of each loss term ({_bands(curves)})")
     return figure
 
 
@@ -224,7 +229,7 @@ def forest(rows, title, columns=4):
         ax.axis("off")
     axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
-    explained = "arrow: the better side"
+    explained = f"arrow: the better side; {_bands(rows, 'bars')}"
     figure.legend(*_legend(axes), loc="outside lower center", ncols=3, title=explained, title_fontsize=9)
     headline(figure, title)
     return figure
@@ -242,7 +247,7 @@ def _forest_panel(ax, rows, lines):
             continue
         if np.isfinite(row["lo"]):
             ax.plot([row["lo"], row["hi"]], [height - 0.12] * 2, color=BLUE, lw=2.2, solid_capstyle="butt")
-        ax.plot(row["value"], height - 0.12, "o", color=BLUE, ms=5, label="ours, desk world, 95 % over bases")
+        ax.plot(row["value"], height - 0.12, "o", color=BLUE, ms=5, label="ours, desk world")
     better = {"higher": " →", "lower": " ←"}.get(rows["better"].iloc[0], "")
     ax.set_title(rows["measure_label"].iloc[0] + better, fontsize=9.5)
     ax.grid(axis="y", visible=False)

@@ -33,7 +33,7 @@ def training_frame():
     ):
         line = {"method": method, "kind": kind, "name": name, "noise_kind": noise_kind, "flip_rate": rate}
         value = {"q": 0.5, "true": 0.2, "gamma": 0.3}[name] + rate / 10 + step / 100
-        rows.append(line | {"step": step, "value": value, "lo": value - 0.02, "hi": value + 0.02})
+        rows.append(line | {"step": step, "value": value, "lo": value - 0.02, "hi": value + 0.02, "over": "bases"})
     return pd.DataFrame(rows)
 
 
@@ -42,7 +42,7 @@ def forest_frame():
     for i, (c, measure) in enumerate(itertools.product(paper.COMPARISONS[:3], ("Acc_CB", "Acc_LP", "CHAIRs"))):
         value = np.nan if c.treatment == "mdpo" else 0.01 * i
         line = {"table": c.table, "label": c.label, "measure": measure, "measure_label": measure, "better": "higher"}
-        rows.append(line | {"value": value, "lo": value - 0.03, "hi": value + 0.03, "paper": 0.1, "n_bases": 5})
+        rows.append(line | {"value": value, "lo": value - 0.03, "hi": value + 0.03, "paper": 0.1, "over": "bases"})
     return pd.DataFrame(rows)
 
 
