@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from napo import artifacts, data, evidence, logps, models, packing, perturb, plots, posterior, study_plots
+from napo import artifacts, data, evidence, logps, models, packing, perturb, plots, posterior, report, study_plots
 from napo.artifacts import BadInput
 from napo.profiles import REJECTED_KINDS, Quantisation
 
@@ -64,7 +64,7 @@ def check_answers(dataset, kinds, pairs):
 
 
 def estimates(seen, evidences, kinds, rng):
-    """(long frame row_id, kind, raw_margin, evidence, posterior; {kind: rate with interval}).
+    """(long frame row_id, kind, raw_margin, evidence, same, posterior; {kind: rate with interval}).
 
     seen  DataFrame of `logps.measure`;  evidences  {biased kind: DataFrame of `evidence.measure`}
     The evidence for a `rejected` answer is its raw margin over the chosen one.
@@ -76,8 +76,9 @@ def estimates(seen, evidences, kinds, rng):
         log_odds, same = posterior.labelled(evidences[kind]) if kind in evidences else taste
         found = posterior.estimate(log_odds, same, rng=rng)
         columns = {"row_id": seen["row_id"], "kind": kind, "raw_margin": margin, "evidence": log_odds[:, 0]}
-        frames.append(pd.DataFrame(columns | {"posterior": found.posterior}))
-        rates[kind] = {"rate": found.rate, "lo": found.lo, "hi": found.hi, "rows": len(seen)}
+        frames.append(pd.DataFrame(columns | {"same": same, "posterior": found.posterior}))
+        counts = {"rows": len(seen), "equal": int(same.sum())}
+        rates[kind] = {"rate": found.rate, "lo": found.lo, "hi": found.hi} | counts
     return pd.concat(frames, ignore_index=True), rates
 
 
@@ -96,24 +97,30 @@ def page(table, rates, texts, title):
     lines = [
         f"# How noisy does it look? {title}",
         CAVEAT,
-        "| kind | estimated noise [95 %] | rows |\n| --- | --- | --- |",
+        report.markdown_table(
+            ["kind", "estimated noise [95 %]", "rows", "of these equal to the chosen answer"],
+            [[kind, report.number(r["rate"], r["lo"], r["hi"], 3), r["rows"], r["equal"]] for kind, r in rates.items()],
+        ),
     ]
-    for kind, r in rates.items():
-        lines[-1] += f"\n| {kind} | {r['rate']:.3f} [{r['lo']:.3f}, {r['hi']:.3f}] | {r['rows']} |"
     for kind in rates:
-        head = f"## Most suspect: {kind}\n\n| row | probability | question | chosen | {kind} |\n|" + " --- |" * 5
-        of_kind = table[table["kind"] == kind].sort_values("posterior", ascending=False, kind="stable")
-        for record in of_kind.head(SHOWN).itertuples():
-            row = texts.loc[record.row_id]
-            shown = (_cell(row[name]) for name in ("question", "chosen", kind))
-            head += f"\n| {record.row_id} | {record.posterior:.3f} | {' | '.join(shown)} |"
-        lines.append(head)
+        of_kind = table[(table["kind"] == kind) & ~table["same"]]
+        of_kind = of_kind.sort_values(["posterior", "evidence"], ascending=False, kind="stable")
+        suspects = [
+            [
+                r.row_id,
+                f"{r.posterior:.3f}",
+                *(_cell(texts.loc[r.row_id, name]) for name in ("question", "chosen", kind)),
+            ]
+            for r in of_kind.head(SHOWN).itertuples()
+        ]
+        suspects = report.markdown_table(["row", "probability", "question", "chosen", kind], suspects)
+        lines.append(f"## Most suspect: {kind} (those equal to the chosen answer apart)\n\n{suspects}")
     return "\n\n".join(lines) + "\n\n![probability against evidence](noise.png)\n"
 
 
 def _cell(text, longest=120):
     """A text as one cell of a table."""
-    text = " ".join(text.split()).replace("|", "\\|")
+    text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -329,7 +329,8 @@ def posterior_by_evidence(table, rates):
         rows = table[table["kind"] == kind]
         ax.plot(rows["evidence"], rows["posterior"], ".", color=KIND_STYLE[kind][0], ms=4, alpha=0.6)
         ax.axvline(0, color=INK, lw=0.8)
-        ax.set(title=f"{label_of(kind)}: {rate['rate']:.0%} [{rate['lo']:.0%}, {rate['hi']:.0%}]", ylim=(-0.03, 1.03))
+        found = f"{rate['rate']:.0%} [{rate['lo']:.0%}, {rate['hi']:.0%}] wrong"
+        ax.set(title=f"{label_of(kind)}:\n{found}", ylim=(-0.03, 1.03))
         ax.set_xlabel("evidence for the answer (nats)")
     axes[0].set_ylabel("P(label is wrong)")
     return figure
