@@ -24,9 +24,10 @@ from napo.circumstances import circumstances
 from napo.progress import progress as progress
 
 # Not in an artefact's key: they move, show or summarise results. What a profile chooses comes in through `settings`.
+# `posterior` counts for the trainings that use its estimate: these name it.
 PLUMBING = frozenset(
-    "profiles artifacts sources circumstances progress notebooks run grid".split()
-    + "plots explore stats auroc claims paper report request".split()
+    "profiles methods artifacts sources circumstances progress notebooks run grid".split()
+    + "plots study_plots explore stats auroc claims paper report study request posterior".split()
 )
 PROVENANCE = "provenance.json"
 

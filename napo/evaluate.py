@@ -199,9 +199,14 @@ def heldout_pairs(model, processor, rows, reference, profile):
     return records
 
 
-def load_scores(profile, runs_dir="runs"):
-    """All cells' scores in one long DataFrame. Raises MissingArtifact if a cell of the profile has none yet."""
-    files = [train.cell_folder(profile, cell, runs_dir) / "scores.parquet" for cell in profile.cells()]
+def load_scores(profile, runs_dir="runs", noise_kind="swap"):
+    """The scores of all cells without noise put in, and of those with one kind of it, in one long DataFrame.
+
+    noise_kind  "swap" | "leak": at one flip rate a frame holds one kind, so that its runs stay distinct
+    Raises MissingArtifact if one of these cells has none yet.
+    """
+    cells = [cell for cell in profile.cells() if not cell.flip_rate or cell.noise_kind == noise_kind]
+    files = [train.cell_folder(profile, cell, runs_dir) / "scores.parquet" for cell in cells]
     return pd.concat([artifacts.read_parquet(artifacts.require(file, "04")) for file in files], ignore_index=True)
 
 

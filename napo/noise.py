@@ -57,6 +57,29 @@ def loss_weights(psi_by_kind, literal=False):
     return dict(zip(psi_by_kind, gamma.float(), strict=True))
 
 
+def row_q(posterior):
+    """q of each row: the probability that its label is wrong, within the paper's range, [0.01, 1].
+
+    posterior  (B,)  in [0, 1].  Returns (B,), float32, without gradient.
+    """
+    return posterior.detach().clamp(*Q_RANGE["paper"]).float()
+
+
+def calibrated_alpha(rate, psi):
+    """The alpha with which eq. 10 ("paper") gives q = `rate` once the mean reward margin is `psi`.
+
+        alpha = log((1 - rate) / rate) / psi
+
+    rate  estimated share of wrong labels, cut to [0.01, 0.49];  psi  settled mean reward margin beta * margin, above 0
+    Returns a float.  Raises ValueError unless psi is above 0: then no alpha lets a larger margin mean less noise.
+    Example: rate = 0.25 at psi = 2 gives log(3) / 2 = 0.549.
+    """
+    if not psi > 0:
+        raise ValueError(f"psi must be above 0 for alpha to follow a noise rate, got {psi:g}")
+    rate = float(np.clip(rate, 0.01, 0.49))
+    return float(np.log((1 - rate) / rate) / psi)
+
+
 def implied_noise_rate(q, convention="paper"):
     """The noise rate that a value of q stands for, if q is read as the probability that the preference is wrong.
 
@@ -87,3 +110,10 @@ def draw_flips(n_rows, flip_rate, rng):
     flipped = np.zeros(n_rows, dtype=bool)
     flipped[rng.permutation(n_rows)[: round(flip_rate * n_rows)]] = True
     return flipped
+
+
+if __name__ == "__main__":
+    import importlib
+    import sys
+
+    sys.exit(importlib.import_module("napo.noise_check").main())  # not a static import: this module needs no model

@@ -60,6 +60,38 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two printed lines that the paper sets against each other, by the kit's names of what was trained."""
+
+    table: str
+    label: str
+    treatment: str
+    control: str
+
+    def differences(self, model=SMALL):
+        """{measure: treatment minus control as printed, in the kit's unit}, for the measures that both lines have."""
+        printed = {row.method: row.values for row in ROWS if row.model == model}
+        first, second = printed[self.treatment], printed[self.control]
+        return {name: round(first[name] - second[name], 6) for name in first if name in second}
+
+
+COMPARISONS = (
+    Comparison("1", "base model − DPO", "base", "dpo_original"),
+    Comparison("1", "mDPO − DPO", "mdpo", "dpo_original"),
+    Comparison("1", "NaPO − DPO", "napo_paper", "dpo_original"),
+    Comparison("2", "A2, no γ − A1", "napo_equal", "napo_paper"),
+    Comparison("2", "A3, DPO loss − A1", "dpo_all", "napo_paper"),
+    Comparison("2", "LB1, no vision − A1", "lb_napo", "napo_paper"),
+    Comparison("2", "LB2, DPO loss − LB1", "lb_dpo", "lb_napo"),
+    Comparison("2", "VB1, no language − A1", "vb_napo", "napo_paper"),
+    Comparison("2", "VB2, DPO loss − VB1", "vb_dpo", "vb_napo"),
+    Comparison("3", "Random − DPO", "random", "dpo_original"),
+    Comparison("4", "LB1 by the sum − LB1", "lb_napo_sum", "lb_napo"),
+    Comparison("4", "VB1 by the mean − VB1", "vb_napo_mean", "vb_napo"),
+)
+
+
 def rows(model, methods=()):
     """The paper's rows for a model size: those of these methods, or the four of Table 1 if none is known.
 

@@ -80,11 +80,13 @@ def save(figure, path):
     return figure
 
 
-def _headline(figure, title, **place):
+def headline(figure, title, **place):
+    """The figure's title, at its left edge."""
     figure.suptitle(title, x=0.1 / WIDTH, ha="left", va="top", fontsize=12, fontweight="bold", **place)
 
 
 def label_of(kind):
+    """A kind of response as people read it."""
     return kind.replace("_", "-")
 
 
@@ -162,7 +164,7 @@ def margins_by_truth(noise, columns=("raw_margin", "raw_mean_margin"), auroc=Non
                 ax.set_title(text, loc="right", fontsize=9, fontweight="normal")
             ax.set(xlabel=MARGIN_LABELS.get(column, column), ylabel="share of rows")
     default = "Raw margin of the base, before training" if raw == {True} else "Reward margin, after the probe"
-    _headline(figure, title or default)
+    headline(figure, title or default)
     return figure
 
 
@@ -219,7 +221,7 @@ def training_curves(steps, title="Training"):
     top_right.axhline(0, color=GREY, lw=0.8)
     handles, labels = top_right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -257,7 +259,7 @@ def comparison(estimates, reference=None, title=None, columns=3):
     axes[0, 0].set_yticks(range(len(methods)), list(labels))
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     over = " and ".join(dict.fromkeys(estimates["over"][np.isfinite(estimates["lo"])]))
-    _headline(figure, title or (f"Means with 95 % intervals over {over}" if over else "Single runs, no intervals"))
+    headline(figure, title or (f"Means with 95 % intervals over {over}" if over else "Single runs, no intervals"))
     return figure
 
 
@@ -273,7 +275,7 @@ def _dots(ax, rows, methods, measure, reference):
         ax.plot(row["value"], height, marker, color=colour, ms=6)
     if reference in rows.index:
         ax.axvline(rows.loc[reference, "value"], color=GREY, lw=1, ls=DASHES[2], zorder=0)
-    ax.set_title(str(rows["measure_label"].iloc[0]) if "measure_label" in rows else measure)
+    ax.set_title(textwrap.fill(str(rows["measure_label"].iloc[0]) if "measure_label" in rows else measure, 20))
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=4)
 
@@ -300,7 +302,7 @@ def pictures(rows, title=None, columns=3):
     for ax, row, text in zip(figure.axes, rows, texts, strict=False):
         _picture_cell(ax, row["image"], text, 1.8, 1.9 + 0.19 * lines)
     if title:
-        _headline(figure, title, y=1 - 0.1 / height)
+        headline(figure, title, y=1 - 0.1 / height)
     return figure
 
 
@@ -346,7 +348,7 @@ def masks(images, answers=None, title="What the model sees when the image is mas
         _mask_tile(ax, image)
         ax.set_title(name, fontweight="normal")
         ax.set_xlabel("\n".join(texts[name]), fontsize=9)
-    _headline(figure, title, y=1 - 0.1 / height)
+    headline(figure, title, y=1 - 0.1 / height)
     return figure
 
 

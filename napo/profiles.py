@@ -1,5 +1,5 @@
 """The only place where numbers are chosen: `PROFILES`, one dial from a laptop to a GPU, and `METHODS`, what is
-compared.
+compared (written down in `methods.py`).
 
 Sources are named beside each number: "paper" and "authors" (their code), "dev" = chosen on
 development bases and seeds of the desk world, "ours" = a choice of this kit because 4-bit LoRA on one device differs
@@ -7,67 +7,12 @@ from their set-up.
 """
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from napo.artifacts import BadInput, repository_root
+from napo.methods import ALPHA, CORRUPTED, KINDS, METHODS, REJECTED_KINDS, Method, Term
 
-KINDS = ("chosen", "rejected", "language_biased", "vision_biased")
-REJECTED_KINDS = KINDS[1:]
-
-# alpha of eq. 10 by the margin it multiplies (paper, section 4; its Table 4 gives none for exchanged margins).
-ALPHA = {"mean": 0.5, "sum": 0.01}
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss term of an objective: chosen against one kind of rejected answer."""
-
-    kind: str
-    loss: str = "dpo"  # "dpo" | "napo"
-    margin: str = "sum"  # which margin q follows: "sum" | "mean"
-    q: float | None = None  # fixed q; None = adaptive (eq. 10)
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is trained on: loss terms, how they are weighted, and which rows are used."""
-
-    label: str
-    terms: tuple[Term, ...] = ()
-    gamma: str | tuple[float, ...] = "equal"  # "equal" | "dynamic" | "literal" | one fixed weight per term
-    convention: str = "paper"  # of q: "paper" | "authors"
-    sft_weight: float = 0.0  # weight of -log p(chosen) per token
-    drop_noise: bool = False  # oracle: a pair whose negative is known noise gets weight 0
-
-    @property
-    def trained(self):
-        return bool(self.terms) or self.sft_weight > 0
-
-    @property
-    def kinds(self):
-        """The kinds of response whose log-probs the objective needs."""
-        return ("chosen", *(term.kind for term in self.terms))
-
-
-def _dpo(*kinds):
-    return tuple(Term(kind) for kind in kinds)
-
-
-NAPO_TERMS = (
-    Term("rejected", "dpo"),
-    Term("language_biased", "napo", margin="mean"),  # psi_mu, alpha 0.5 (paper, section 4)
-    Term("vision_biased", "napo", margin="sum"),  # psi_sigma, alpha 0.01 (paper, section 4)
-)
-
-METHODS = {
-    "base": Method("base model"),
-    "sft": Method("SFT on chosen", sft_weight=1.0),
-    "dpo_original": Method("DPO, original pairs", _dpo("rejected")),
-    "dpo_all": Method("DPO, all pairs", _dpo(*REJECTED_KINDS)),  # paper's A3
-    "oracle": Method("DPO, all pairs, noise dropped", _dpo(*REJECTED_KINDS), drop_noise=True),
-    "napo_paper": Method("NaPO (paper)", NAPO_TERMS, gamma="dynamic"),  # paper's A1
-    "napo_authors": Method("NaPO (authors' code)", NAPO_TERMS, gamma=(0.04, 0.48, 0.48), convention="authors"),
-    "napo_equal": Method("NaPO, equal weights", NAPO_TERMS),  # paper's A2
-}
+__all__ = ["ALPHA", "CORRUPTED", "KINDS", "METHODS", "REJECTED_KINDS", "Method", "Term"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +115,9 @@ class Profile:
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = ("base", "sft", "dpo_original", "dpo_all", "napo_paper", "napo_authors")
     flip_rates: tuple[float, ...] = (0.0,)
+    noise_kinds: tuple[str, ...] = ("swap",)  # of the noise that is put in at a flip rate above 0
+    noisy_methods: tuple[str, ...] = ()  # those trained at the flip rates above 0; () = all
+    noisy_seeds: tuple[int, ...] = ()  # their seeds there; () = all
     probe_rows: int = 240  # training rows of the DPO probe in notebook 02
     probe_epochs: float = 2
     perturbation: Perturbation = field(default_factory=Perturbation)
@@ -186,33 +134,58 @@ class Profile:
         return self.data == "desk"
 
     def cells(self):
-        """Every (method, base, seed, flip rate) of the comparison; an untrained method has one cell per base."""
+        """Every training of the comparison and the untrained bases: a method that is not trained has one cell per base,
+        one that is not among `noisy_methods` no cell with noise put in."""
+        noisy, noisy_seeds = self.noisy_methods or self.methods, self.noisy_seeds or self.seeds
+        levels = [(rate, kind) for rate in self.flip_rates for kind in (self.noise_kinds if rate else ("swap",))]
         out = []
         for method in self.methods:
-            trained = METHODS[method].trained
-            for base in self.bases:
-                for seed in self.seeds if trained else self.seeds[:1]:
-                    for flip_rate in self.flip_rates if trained else (0.0,):
-                        out.append(Cell(method, base, seed, flip_rate))
+            if not METHODS[method].trained:
+                out += [Cell(method, base, self.seeds[0]) for base in self.bases]
+                continue
+            for base, seed, (rate, kind) in product(self.bases, self.seeds, levels):
+                if not rate or (method in noisy and seed in noisy_seeds):
+                    out.append(Cell(method, base, seed, rate, kind))
         return out
+
+
+NOISE_KINDS = ("swap", "leak")
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)  # ours
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a method on one base with one seed and one share of swapped labels."""
+    """One training: a method on one base with one seed, and a share of rows with noise of one kind put in.
+
+    noise_kind  "swap": in `flip_rate` of the rows the chosen answer and each rejected one change places in every loss
+                term; "leak": in so many rows the biased answers are replaced by good ones (desk world only)
+    """
 
     method: str
     base: int = 0
     seed: int = 0
     flip_rate: float = 0.0
+    noise_kind: str = "swap"
 
     @property
     def name(self):
         """Also the cell's folder under runs/<profile>/cells/."""
-        return f"{self.method}-b{self.base}-s{self.seed}-f{self.flip_rate:g}"
+        kind = "" if self.noise_kind == "swap" else f"-{self.noise_kind}"
+        return f"{self.method}-b{self.base}-s{self.seed}-f{self.flip_rate:g}{kind}"
 
 
 DESK_TRAINING = Training(beta=0.5, learning_rate=3e-3, epochs=4, batch_size=32)  # dev
+# Trained with noise put in as well, at every rate and of both kinds; the others without.
+NOISY_METHODS = (
+    "dpo_all",
+    "oracle",
+    "napo_paper",
+    "napo_authors",
+    "robust_dpo",
+    "napo_q0.5",
+    "napo_q1",
+    "napo_calibrated",
+)
 DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal", "vlind", "amber", "pope", "heldout_pairs")
 
 PROFILES = {
@@ -234,6 +207,12 @@ PROFILES = {
     "study": Profile(
         name="study",
         bases=(0, 1, 2, 3, 4),
+        seeds=(0, 1, 2),
+        methods=tuple(METHODS),
+        flip_rates=NOISE_LEVELS,
+        noise_kinds=NOISE_KINDS,
+        noisy_methods=NOISY_METHODS,
+        noisy_seeds=(0,),
         training=DESK_TRAINING,
         evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
     ),

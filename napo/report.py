@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, auroc, claims, paper, stats
-from napo.profiles import METHODS
+from napo import artifacts, auroc, claims, paper, posterior, stats
+from napo.profiles import ALPHA, METHODS
 
 GROUPS = {  # measures that are always shown together
-    "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant"),
+    "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words"),
     "Captions": ("CHAIRs", "CHAIRi", "Cover", "tokens"),
     "VLind-style statements": ("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
     "AMBER": ("AMBER_CHAIR", "AMBER_Cover", "AMBER_Hal", "AMBER_Cog", "AMBER_acc"),
@@ -21,6 +21,10 @@ GROUPS = {  # measures that are always shown together
     "MMHal-Bench": ("MMHal_score", "MMHal_hal"),
     "Held-out preferences": ("pref_rejected", "pref_language_biased", "pref_vision_biased", "chosen_logp"),
 }
+CORE = (  # shown first, and in the README; every method stands in the report
+    *("base", "sft", "dpo_original", "dpo_all", "oracle", "mdpo", "napo_paper", "napo_authors", "napo_q1"),
+    *("robust_dpo", "napo_calibrated"),
+)
 CHAIR_NOTE = "CHAIR falls by itself when captions mention less: read it with coverage and length."
 PAPER_NOTE = (
     f"Paper: {paper.SOURCE}; all weights trained on eight GPUs, where this kit trains LoRA. In all rows the authors' "
@@ -34,6 +38,8 @@ NOISE_DETECTORS = {
     "raw_mean_margin": "raw margin, mean",
     "margin": "reward margin, sum (after the probe)",
     "mean_margin": "reward margin, mean (after the probe)",
+    "right": "the kit's estimate, P(label is right)",
+    "paper_right": "the paper's 1 − q per row (after the probe)",
     "n_tokens": "baseline: length of the answer",
     "differs": "baseline: differs from the chosen answer",
 }
@@ -67,21 +73,26 @@ def _place(method):
     return known.index(method) if method in known else len(known), method
 
 
-def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
+PROBABILITIES = ("right", "paper_right")  # detectors that name a noise rate and can be calibrated
+PAPER_MARGIN = {"language_biased": "mean", "vision_biased": "sum"}  # what q follows (paper, section 4)
+
+
+def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES, beta=None):
     """How noisy each kind of negative is, and how well a *small* value of each detector finds the noise.
 
     noise  frame: base, kind, part, question_kind, is_noise, n_tokens, equals_chosen and margins; measured rows count
+    beta   of the probe: the paper's q follows beta * margin; None = without the paper's q
     Returns a frame kind, detector, n_rows, noise_rate, rate_lo, rate_hi, auroc, lo, hi, over, within_kinds, within_lo,
-    within_hi; `within` compares only rows of one base and question kind. Empty where no truth is known.
+    within_hi, then estimated_rate and calibration (expected error), each with _lo and _hi: means over bases of what a
+    probability names, nan for other detectors; `within` compares only rows of one base and question kind. Empty where
+    no truth is known.
     """
     rows = []
-    known = noise[(noise["part"] == "measured") & ~noise["base"].isin(development_bases)].dropna(subset=["is_noise"])
-    for kind, of_kind in known.groupby("kind"):
-        of_kind = of_kind.assign(differs=1 - of_kind["equals_chosen"].astype(float))
+    for kind, of_kind in known_rows(noise, beta, development_bases).groupby("kind"):
         truth = of_kind["is_noise"].to_numpy(bool)
         strata = of_kind["base"].astype(str) + "/" + of_kind["question_kind"].astype(str)
         share = stats.rate(truth.sum(), len(truth))
-        for detector in NOISE_DETECTORS:
+        for detector in (name for name in NOISE_DETECTORS if name in of_kind):
             over_bases = auroc.auroc_over_bases(of_kind, detector)
             within = auroc.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
             rows.append(
@@ -89,8 +100,41 @@ def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES):
                 | {"noise_rate": share.value, "rate_lo": share.lo, "rate_hi": share.hi}
                 | {"auroc": over_bases.value, "lo": over_bases.lo, "hi": over_bases.hi, "over": over_bases.over}
                 | {"within_kinds": within.value, "within_lo": within.lo, "within_hi": within.hi}
+                | _calibration(of_kind, detector)
             )
     return pd.DataFrame(rows)
+
+
+def known_rows(noise, beta=None, development_bases=claims.DEVELOPMENT_BASES):
+    """The measured rows of reporting bases whose truth is known, with a column for every detector that can be had."""
+    noise = with_estimates(noise, beta)
+    known = noise[(noise["part"] == "measured") & ~noise["base"].isin(development_bases)].dropna(subset=["is_noise"])
+    return known.assign(differs=1 - known["equals_chosen"].astype(float))
+
+
+def _calibration(of_kind, detector):
+    """Mean and calibration error of a detector that is a probability, over bases; nan for the others."""
+    found = {"estimated_rate": [], "calibration": []}
+    for _, rows in of_kind.groupby("base") if detector in PROBABILITIES else ():
+        wrong = 1 - rows[detector].to_numpy(float)
+        found["estimated_rate"].append(wrong.mean())
+        found["calibration"].append(posterior.calibration_error(wrong, rows["is_noise"]))
+    out = {}
+    for name, values in found.items():
+        out |= dict(zip((name, f"{name}_lo", f"{name}_hi"), stats.t_interval(values), strict=True))
+    return out
+
+
+def with_estimates(noise, beta=None):
+    """The noise frame with columns right and paper_right: per row the probability that its label is right, by the kit's
+    estimate (where the frame has its column `posterior`) and by eq. 10 on the probe's margins."""
+    if "posterior" in noise:
+        noise = noise.assign(right=1 - noise["posterior"])
+    if beta is None:
+        return noise
+    how = noise["kind"].map(PAPER_MARGIN)
+    psi = beta * noise["mean_margin"].where(how == "mean", noise["margin"])
+    return noise.assign(paper_right=1 - posterior.paper_estimate(psi, how.map(ALPHA).astype(float)))
 
 
 def number(value, lo=None, hi=None, digits=2):
@@ -150,13 +194,17 @@ def results_page(table, heading):
 
 
 def _cell(row):
-    return number(row.value, row.lo, row.hi, 1 if row.measure == "tokens" else 2)
+    return number(row.value, row.lo, row.hi, 1 if row.measure in ("tokens", "words") else 2)
 
 
 def claims_table(ledger):
-    """One line per claim as markdown."""
+    """One line per claim as markdown, with what it says about the paper's model where the ledger holds that."""
     rows = [[c["id"], c["claim"], f"**{c['verdict']}**", c["n_bases"], c.get("note", "")] for c in ledger]
-    return markdown_table(["", "claim", "verdict", "bases", "why"], rows)
+    header = ["", "claim", "verdict", "bases", "why"]
+    if any(c.get("about_llava") for c in ledger):
+        rows = [[*row, c["about_llava"]] for row, c in zip(rows, ledger, strict=True)]
+        header.append("what this says and does not say about LLaVA-1.5-7B")
+    return markdown_table(header, rows)
 
 
 def component_table(ledger):
@@ -178,8 +226,9 @@ def component_table(ledger):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def markdown(profile, table, noise, ledger, command):
-    """report.md as text. profile: Profile; table, noise: frames of `estimates`, `noise_table`; ledger: of claims."""
+def markdown(profile, table, noise, ledger, command, sections=()):
+    """report.md as text. profile: Profile; table, noise: frames of `estimates`, `noise_table`; ledger: of claims;
+    sections: (title, markdown) of what else was looked at."""
     parts = [
         f"# What the `{profile.name}` run found",
         f"Written by notebook 05; `{command}` makes it again. Every number below is generated.",
@@ -195,6 +244,7 @@ def markdown(profile, table, noise, ledger, command):
     parts += [
         "## Noise",
         _noise_text(noise),
+        *(text for title, body in sections for text in (f"## {title}", body)),
         "## Claims",
         claims_table(ledger),
         "### Components",
@@ -232,9 +282,12 @@ def _noise_text(noise):
     rows = [
         [r.kind, NOISE_DETECTORS[r.detector], number(r.auroc, r.lo, r.hi), r.over]
         + [number(r.within_kinds, r.within_lo, r.within_hi)]
+        + [number(r.estimated_rate, r.estimated_rate_lo, r.estimated_rate_hi)]
+        + [number(r.calibration, r.calibration_lo, r.calibration_hi)]
         for r in noise.itertuples()
     ]
     header = ["kind", "small value of", "AUROC [95 %]", "over", "within question kinds, over rows"]
+    header += ["noise rate it names", "calibration error"]
     return (
         "Share of negatives that are in truth good answers: " + "; ".join(rates) + " (Wilson).\n\n"
         "How well a small value finds them (0.5 = not at all); raw margins are the base's alone, before training.\n\n"
@@ -263,22 +316,25 @@ def trust(profile, ledger):
     return lines
 
 
-def write(folder, profile, scores, noise=None, *, rng, command=None):
+def write(folder, profile, scores, noise=None, *, rng, command=None, sections=(), tables=None):
     """Notebook 05's last act: tables/*.csv, claims.json and report.md in `folder`, each whole or not at all.
 
     profile  Profile;  scores, noise  all cells' and all bases' frames;  rng  of the bootstrap
+    sections, tables  what else goes into the page, (title, markdown), and into tables/, {name: frame}
     Returns (ledger, estimates frame, noise table or None).
     """
     folder = Path(folder)
     ledger, table = claims.ledger(scores, noise), estimates(scores)
-    noisy = None if noise is None else noise_table(noise, rng)
-    with artifacts.atomic(folder / "tables") as tables:
-        tables.mkdir()
-        table.to_csv(tables / "methods.csv", index=False)
-        if noisy is not None and len(noisy):
-            noisy.to_csv(tables / "noise.csv", index=False)
+    if not profile.is_desk:
+        ledger = [claim | {"about_llava": ""} for claim in ledger]  # what the desk world says of it is not the question
+    noisy = None if noise is None else noise_table(noise, rng, beta=profile.training.beta)
+    with artifacts.atomic(folder / "tables") as written:
+        written.mkdir()
+        for name, frame in {"methods": table, "noise": noisy, **(tables or {})}.items():
+            if frame is not None and len(frame):
+                frame.to_csv(written / f"{name}.csv", index=False)
     artifacts.write_json(ledger, folder / "claims.json")
-    page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}")
+    page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}", sections)
     with artifacts.atomic(folder / "report.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return ledger, table, noisy

@@ -69,8 +69,9 @@ class Request:
     @property
     def identity(self):
         """The first columns of the long table; a cell's folder tells its base, seed and flip rate."""
-        cell = re.fullmatch(r"(.+)-b(\d+)-s(\d+)-f([\d.]+)", self.name)
-        method, base, seed, flip_rate = cell.groups() if cell else (self.name, 0, 0, 0.0)
+        cell = re.fullmatch(r"(.+)-b(\d+)-s(\d+)-f([\d.]+)(-leak)?", self.name)
+        method, base, seed, flip_rate, leak = cell.groups() if cell else (self.name, 0, 0, 0.0, None)
+        method += "+leak" if leak else ""
         return {"method": method, "base": int(base), "seed": int(seed), "flip_rate": float(flip_rate)}
 
 

@@ -75,6 +75,7 @@ MEASURES = {
     "acc_factual": Measure("accuracy, factual", VQA[:1], ("accuracy",)),
     "acc_overall": Measure("accuracy, all questions", VQA, ("accuracy",)),
     "irrelevant": Measure("irrelevant details, rate", VQA, ("irrelevant",), better="lower"),
+    "words": Measure("answer length, words", VQA, ("tokens",), better="neither"),
     "CHAIRs": Measure("CHAIR_s", CAPTIONS, ("CHAIRs",), better="lower"),
     "CHAIRi": Measure("CHAIR_i", CAPTIONS, ("hallucinated",), ("mentioned",), better="lower"),
     "Cover": Measure("coverage", CAPTIONS, ("covered",), ("present",)),

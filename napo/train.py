@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from napo import artifacts, branches, data, logps, memory, models, noise, packing
+from napo import artifacts, branches, corrupt, data, labels, logps, memory, models, noise, packing, posterior
 from napo.artifacts import BadInput
 from napo.objective import objective
-from napo.profiles import KINDS, METHODS
+from napo.profiles import CORRUPTED, KINDS, METHODS
 
 MODULES = ("train",)
 START_TOLERANCE = logps.TOLERANCE
@@ -32,6 +32,7 @@ class EncodedRows(Dataset):
         self.rows, self.processor, self.kinds, self.max_length = rows, processor, kinds, max_length
         self.reference = {record["row_id"]: record for record in reference.to_dict("records")}
         self.flipped = np.zeros(len(rows), bool) if flipped is None else flipped
+        self.judged = [kind for kind in kinds if len(rows) and rows[0].get(f"is_noise_{kind}") is not None]
         self.kept = {} if len(rows) <= keep else None
 
     def __len__(self):
@@ -41,7 +42,11 @@ class EncodedRows(Dataset):
         if self.kept is not None and index in self.kept:
             return self.kept[index]
         row = self.rows[index]
-        encoded = packing.encode(row, self.processor, self.kinds, self.max_length)
+        texts = answers(self.kinds)
+        encoded = packing.encode(row, self.processor, texts, self.max_length)
+        if CORRUPTED in self.kinds:
+            encoded["corrupted"] = packing.encode(corrupt.corrupted(row), self.processor, ("chosen",), self.max_length)
+            encoded["responses"][CORRUPTED] = encoded["corrupted"]["responses"]["chosen"]
         known = self.reference.get(row["row_id"])
         if known is None:
             raise BadInput(f"row {row['row_id']} has no reference log-probs: run notebook 02 again")
@@ -49,20 +54,28 @@ class EncodedRows(Dataset):
         encoded["tokens"] = torch.tensor([len(encoded["responses"][kind]) for kind in self.kinds], dtype=torch.float32)
         encoded["noise"] = torch.tensor([bool(row.get(f"is_noise_{kind}")) for kind in self.kinds])
         encoded["flipped"] = bool(self.flipped[index])
+        encoded["posterior"] = torch.tensor([known.get(f"posterior_{kind}", 0.0) for kind in self.kinds]).float()
         if self.kept is not None:
             self.kept[index] = encoded
         return encoded
+
+
+def answers(kinds):
+    """Those kinds that are texts of a row beside its own image."""
+    return tuple(kind for kind in kinds if kind != CORRUPTED)
 
 
 def collator(kinds, pad_token_id, stack=packing.collate_packed):
     """Encoded rows -> what `PreferenceTrainer.compute_loss` reads; `stack` makes the batch (`packing.collation`)."""
 
     def collate(encoded):
-        return {
-            "batch": stack(encoded, kinds, pad_token_id),
+        second = [row["corrupted"] for row in encoded] if CORRUPTED in kinds else None
+        return ({"corrupted": stack(second, ("chosen",), pad_token_id)} if second else {}) | {
+            "batch": stack(encoded, answers(kinds), pad_token_id),
             "reference": torch.stack([row["reference"] for row in encoded]),  # (B, K)
             "tokens": torch.stack([row["tokens"] for row in encoded]),  # (B, K)
             "noise": torch.stack([row["noise"] for row in encoded]),  # (B, K)
+            "posterior": torch.stack([row["posterior"] for row in encoded]),  # (B, K)
             "flipped": torch.tensor([row["flipped"] for row in encoded]),  # (B,)
             "row_ids": [row["row_id"] for row in encoded],
         }
@@ -81,30 +94,46 @@ class PreferenceTrainer(Trainer):
         self.collected = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        policy = logps.by_kind(model(**inputs["batch"]), self.kinds)
-        columns = {
-            name: dict(zip(self.kinds, inputs[name].T, strict=True)) for name in ("reference", "tokens", "noise")
-        }
+        policy = logps.by_kind(model(**inputs["batch"]), answers(self.kinds))
+        if "corrupted" in inputs:
+            policy[CORRUPTED] = model(**inputs["corrupted"])
+        names = ("reference", "tokens", "noise", "posterior")
+        columns = {name: dict(zip(self.kinds, inputs[name].T, strict=True)) for name in names}
         if self.state.global_step == 0:
             self.check_start(policy, columns["reference"])
-        known = {kind: ~(columns["noise"][kind] | inputs["flipped"]) for kind in self.kinds}
-        kept = known if self.method.drop_noise else None
         flipped = inputs["flipped"] if inputs["flipped"].any() else None
+        estimated = {kind: columns["posterior"][kind] for kind in posterior.BIASED if kind in self.kinds}
         loss, metrics = objective(
-            self.method,
+            labels.drawn(self.method, self.args.seed, self.state.global_step),
             policy,
             columns["reference"],
             columns["tokens"],
             self.beta,
             flipped,
-            kept,
+            self.kept(columns, inputs["flipped"]),
             self.accelerator.gather,
+            **({"posterior": estimated} if self.method.estimate in ("q", "weight") else {}),
         )
         if not math.isfinite(loss.item()):
             rows = ", ".join(inputs["row_ids"])
             raise BadInput(f"loss is {loss.item()} at step {self.state.global_step}, rows {rows}: lower learning_rate")
-        self.collected.append(metrics)
+        self.collected.append(metrics | self.true_noise(columns["noise"], inputs["flipped"]))
         return (loss, policy) if return_outputs else loss
+
+    def true_noise(self, noise, flipped):
+        """What q is to be compared with, where the truth is known: the share of the batch's pairs whose label is
+        wrong."""
+        shares = {kind: (noise[kind] | flipped).float().mean().item() for kind in self.train_dataset.judged}
+        return {f"noise/true_{kind}": share for kind, share in shares.items()}
+
+    def kept(self, columns, flipped):
+        """What each pair counts, dict kind -> (B,), or None where all count: the oracle knows the noise, an estimate
+        only how likely it is."""
+        if self.method.drop_noise:
+            return {kind: ~(columns["noise"][kind] | flipped) for kind in self.kinds}
+        if self.method.estimate == "weight":
+            return {kind: 1 - columns["posterior"][kind] for kind in self.kinds}
+        return None
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Warm-up rounded down: rounded up, as Trainer does, the only step of a short training has learning rate 0."""
@@ -181,15 +210,27 @@ def fit(
     checkpoints,
     device="cpu",
     dtype="float32",
+    probe=None,
+    mask="none",
 ):
     """Train a fresh adapter on `rows` with a method; goes on from the last checkpoint in `checkpoints` if there is one.
 
     rows        preference rows; reference  DataFrame of `logps.measure` on the base for (at least) these rows
     checkpoints folder that is this training's own
+    probe       DataFrame of `margins.noise_table`, for a method that calibrates alpha on it
+    mask        what stood for the masked image, for a method that estimates the noise
     Returns (peft model, list of what was logged per optimiser step).
     """
     kinds = method.kinds if method.terms else ("chosen", "rejected")
     flipped = noise.draw_flips(len(rows), flip_rate, np.random.default_rng([seed, 1]))
+    if CORRUPTED in kinds:
+        if flipped.any():
+            raise BadInput(f"{method.label} has no rule for swapped labels: its image term has one answer only")
+        reference = corrupt.with_corrupted(reference, model, processor, rows, training)
+    if method.estimate:
+        how = {"how": mask, "batch_size": training.batch_size}
+        reference, rates = posterior.of_rows(rows, reference, flipped, model, processor, **how)
+        method = labels.calibrated(method, rates, probe, training.beta)
     if training.packed:
         branches.check_exact(model)
     packing.check_image_tokens(model, processor, rows[0])
@@ -234,14 +275,16 @@ def train_cell(cell, profile, runs_dir="runs"):
     folder = cell_folder(profile, cell, runs_dir)
     if not method.trained:
         return folder
-    settings, inputs = cell_settings(profile, cell), cell_inputs(profile, cell, runs_dir)
-    key = artifacts.key(settings=settings, modules=MODULES, inputs=inputs)
+    labels.check_noise(cell, profile)
+    settings, inputs = cell_settings(profile, cell), training_inputs(profile, cell, runs_dir)
+    modules = cell_modules(cell)
+    key = artifacts.key(settings=settings, modules=modules, inputs=inputs)
     checkpoints = folder / f"checkpoints-{key[:12]}"
     artifacts.build(
         folder / "adapter",
         lambda path: _train(path, cell, profile, runs_dir, checkpoints),
         settings=settings,
-        modules=MODULES,
+        modules=modules,
         inputs=inputs,
         seeds=[cell.seed],
     )
@@ -257,9 +300,15 @@ def train_cell(cell, profile, runs_dir="runs"):
     return folder
 
 
+def cell_modules(cell):
+    """The modules that make a cell's adapter."""
+    estimate = ("posterior",) if METHODS[cell.method].estimate else ()
+    return (*MODULES, *estimate, *(("world.leak",) if cell.noise_kind == "leak" else ()))
+
+
 def cell_settings(profile, cell):
     """Everything that a cell's result depends on besides code and data."""
-    return {
+    return ({"mask": profile.perturbation.image} if METHODS[cell.method].estimate else {}) | {
         "cell": asdict(cell),
         "method": METHODS[cell.method],
         "training": profile.training,
@@ -278,8 +327,16 @@ def cell_inputs(profile, cell, runs_dir):
     ]
 
 
+def training_inputs(profile, cell, runs_dir):
+    """What a training reads: the cell's inputs, and the probe's margins where alpha is calibrated on them."""
+    inputs = cell_inputs(profile, cell, runs_dir)
+    if METHODS[cell.method].estimate == "alpha":
+        inputs.append(artifacts.require(inputs[0].with_name("noise.parquet"), "02"))
+    return inputs
+
+
 def _train(path, cell, profile, runs_dir, checkpoints):
-    pairs_path, reference_path = cell_inputs(profile, cell, runs_dir)
+    pairs_path, reference_path, *probe = training_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
     if profile.device == "cuda":
         predicted = memory.plan(profile, cell.base, rows, KINDS)
@@ -287,6 +344,10 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         print(f"memory predicted: {memory.describe(predicted)}; {memory.gib(predicted['total'])} in all")
     model, processor = models.load_base(profile, cell.base)
     reference = logps.load_reference(reference_path, model, processor, rows, profile)
+    if cell.noise_kind == "leak":
+        rows, reference = labels.with_leak(
+            rows, reference, cell.flip_rate, cell.seed, model, processor, profile.training
+        )
     policy, steps = fit(
         model,
         processor,
@@ -296,10 +357,12 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         profile.training,
         profile.lora,
         seed=cell.seed,
-        flip_rate=cell.flip_rate,
+        flip_rate=cell.flip_rate if cell.noise_kind == "swap" else 0.0,
         checkpoints=checkpoints,
         device=profile.device,
         dtype=profile.quantisation.dtype,
+        probe=artifacts.read_parquet(probe[0], "02") if probe else None,
+        mask=profile.perturbation.image,
     )
     if profile.device == "cuda":
         peak = memory.gib(torch.cuda.max_memory_allocated())

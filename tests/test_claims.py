@@ -186,6 +186,12 @@ def test_the_ledger_has_the_contracts_form_and_is_strict_json():
             assert component["verdict"] in {"reproduced", "contradicted", "inconclusive", "not run"}
 
 
+def test_every_claim_says_in_one_sentence_what_it_says_of_the_papers_model():
+    sentences = [claim.about_llava for claim in claims.CLAIMS]
+    assert len(set(sentences)) == 10 and all(s.endswith(".") and s.count(". ") == 0 for s in sentences)
+    assert [c["about_llava"] for c in claims.ledger(scores([0.1] * 5))] == sentences
+
+
 def test_every_component_names_a_known_measure_and_directions_follow_what_is_better():
     for claim in claims.CLAIMS:
         for c in claim.components:

@@ -188,3 +188,104 @@ def test_gradient_is_scaled_by_what_comes_from_above():
 def test_sft_loss_is_the_mean_negative_log_likelihood_per_token():
     out = losses.sft_loss(torch.tensor([-6.0, -1.0], dtype=torch.float64), torch.tensor([3.0, 4.0]))
     assert out.tolist() == [2.0, 0.25] and out.dtype == torch.float32
+
+
+# ---- what NaPO is compared with -------------------------------------------------------------------------------------
+
+
+def smoothed(z, weight):
+    """Cross entropy against the two labels with weights (1 - w) and w: with log1p(exp), not with a sigmoid."""
+    with mpmath.workdps(150):
+        return (1 - weight) * mpmath.log1p(mpmath.exp(-z)) + weight * mpmath.log1p(mpmath.exp(z))
+
+
+def debiased(z, epsilon):
+    """Solves u = the loss whose mean over swaps is BCE: two linear equations for u(z) and u(-z), by matrix inverse."""
+    with mpmath.workdps(150):
+        swap = mpmath.matrix([[1 - epsilon, epsilon], [epsilon, 1 - epsilon]])
+        return (swap**-1 * mpmath.matrix([cross_entropy(z), cross_entropy(-z)]))[0]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.3, 0.49])
+@pytest.mark.parametrize(("loss", "truth"), [(losses.cdpo_loss, smoothed), (losses.robust_dpo_loss, debiased)])
+def test_losses_that_assume_swaps_are_exact(loss, truth, epsilon):
+    margin = torch.tensor([z / 0.5 for z in Z if abs(z) <= 104], dtype=torch.float32)
+    points, e = [mpmath.mpf(0.5) * mpmath.mpf(m) for m in margin.tolist()], mpmath.mpf(epsilon)
+    values, gradients = value_and_gradient(lambda m: loss(m, epsilon, 0.5), margin)
+    slopes = [slope(truth, point, e) / 2 for point in points]
+    for value, exact in zip([*values, *gradients], [*(truth(point, e) for point in points), *slopes], strict=True):
+        assert abs(value - exact) <= 1e-6 * abs(exact) + mpmath.mpf(10) ** -15, (value, exact)
+
+
+def test_cdpo_is_lowest_where_the_preference_is_as_sure_as_the_labels():
+    margin = torch.linspace(-4, 8, 12001)
+    lowest = margin[losses.cdpo_loss(margin, 0.2, 0.5).argmin()].item()
+    assert 1 / (1 + math.exp(-0.5 * lowest)) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_robust_dpo_over_swapped_labels_is_dpo_of_the_right_ones():
+    margin = torch.linspace(-20, 20, 41)
+    over_swaps = 0.7 * losses.robust_dpo_loss(margin, 0.3, 0.5) + 0.3 * losses.robust_dpo_loss(-margin, 0.3, 0.5)
+    torch.testing.assert_close(over_swaps, losses.dpo_loss(margin, 0.5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.cdpo_loss, losses.robust_dpo_loss])
+@pytest.mark.parametrize("epsilon", [-0.1, 0.5, math.nan])
+def test_epsilon_outside_its_range_is_refused(loss, epsilon):
+    with pytest.raises(ValueError, match="epsilon must lie in"):
+        loss(torch.zeros(1), epsilon, 0.1)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0])
+def test_ipo_is_a_parabola_through_three_known_points(beta):
+    """0 and slope 0 at 1 / (2 beta), 1 / (4 beta^2) and slope -1 / beta at margin 0."""
+    margin = torch.tensor([0.0, 0.5 / beta, 1 / beta], dtype=torch.float64)
+    values, gradients = value_and_gradient(lambda m: losses.ipo_loss(m, beta), margin)
+    assert values == pytest.approx([0.25 / beta**2, 0, 0.25 / beta**2], rel=1e-6, abs=1e-12)
+    assert gradients == pytest.approx([-1 / beta, 0, 1 / beta], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("beta_prime", [0.2, 1.0, 5.0])
+def test_dr_dpo_is_the_power_mean_of_the_preference_probabilities(beta_prime):
+    """exp(-L) is the power mean of p with exponent 1 / beta'; the slopes are its partial derivatives."""
+    margin = torch.tensor([-30.0, -1.0, 0.0, 2.5, 40.0], dtype=torch.float32)
+    with mpmath.workdps(80):
+        inverse = 1 / mpmath.mpf(beta_prime)
+
+        def truth(margins):
+            total = sum((1 / (1 + mpmath.exp(-m / 2))) ** inverse for m in margins) / len(margins)
+            return -mpmath.log(total) * mpmath.mpf(beta_prime)
+
+        points, h = [mpmath.mpf(m) for m in margin.tolist()], mpmath.mpf(10) ** -25
+        slopes = []
+        for i in range(len(points)):
+            up, down = ([p + (s * h if i == j else 0) for j, p in enumerate(points)] for s in (1, -1))
+            slopes.append((truth(up) - truth(down)) / (2 * h))
+        expected = float(truth(points))
+    values = losses.dr_dpo_loss(margin, beta_prime, 0.5)
+    assert values.tolist() == pytest.approx([expected] * 5, rel=1e-6) and values.dtype == torch.float32
+    _, gradients = value_and_gradient(lambda m: losses.dr_dpo_loss(m, beta_prime, 0.5).mean(), margin)
+    assert gradients == pytest.approx([float(s) for s in slopes], rel=1e-5, abs=1e-12)
+
+
+def test_dr_dpo_lies_between_the_smallest_loss_and_the_mean_and_ends_in_the_mean():
+    margin = torch.tensor([-8.0, 0.0, 3.0, 5.0])
+    single = losses.dpo_loss(margin, 0.5)
+    small, large = losses.dr_dpo_loss(margin, 0.01, 0.5)[0], losses.dr_dpo_loss(margin, 1e6, 0.5)[0]
+    assert single.min() < small < single.min() + 0.02 and large.item() == pytest.approx(single.mean().item(), rel=1e-5)
+    assert single.min() < losses.dr_dpo_loss(margin, 1.0, 0.5)[0] < single.mean()
+
+
+@pytest.mark.parametrize("beta_prime", [0.0, -1.0, math.nan])
+def test_dr_dpo_refuses_a_beta_prime_that_is_not_positive(beta_prime):
+    with pytest.raises(ValueError, match="beta_prime"):
+        losses.dr_dpo_loss(torch.zeros(2), beta_prime, 0.1)
+
+
+def test_anchor_is_cross_entropy_of_the_chosen_reward_over_delta():
+    ratio = torch.tensor([-100.0, -3.0, 0.0, 3.0, 100.0])
+    points = [mpmath.mpf(r) / 2 - mpmath.mpf(0.25) for r in ratio.tolist()]
+    values, gradients = value_and_gradient(lambda r: losses.anchor_loss(r, 0.5, 0.25), ratio)
+    assert_float32_exact(values, [cross_entropy(point) for point in points])
+    assert_float32_exact(gradients, [slope(cross_entropy, point) / 2 for point in points])
+    assert losses.anchor_loss(torch.zeros(1), 0.5).item() == pytest.approx(math.log(2))

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from napo import noise
 from napo.objective import objective
-from napo.profiles import KINDS, METHODS, Method, Term
+from napo.profiles import ALPHA, CORRUPTED, KINDS, METHODS, Method, Term
 
 BETA = 0.1
 LITERAL = dataclasses.replace(METHODS["napo_paper"], gamma="literal")
@@ -24,16 +24,20 @@ MIXED = Method(
 CASES = {name: method for name, method in METHODS.items() if method.trained} | {"literal": LITERAL, "mixed": MIXED}
 
 
+ALL_KINDS = (*KINDS, CORRUPTED)
+NO_FLIPS = [name for name, method in CASES.items() if CORRUPTED in method.kinds]  # no rule for swapped labels
+
+
 def batch(seed=0, n=5, scale=30.0):
     """(policy, reference, tokens), each {kind: (n,) float32 tensor}; margins of tens of nats."""
     rng = np.random.default_rng(seed)
 
     def draw(low, high):
-        return {kind: torch.tensor(rng.uniform(low, high, n), dtype=torch.float32) for kind in KINDS}
+        return {kind: torch.tensor(rng.uniform(low, high, n), dtype=torch.float32) for kind in ALL_KINDS}
 
     reference = draw(-120, -40)
     policy = {kind: reference[kind] + shift for kind, shift in draw(-scale, scale).items()}
-    tokens = {kind: torch.tensor(rng.integers(1, 60, n)).float() for kind in KINDS}
+    tokens = {kind: torch.tensor(rng.integers(1, 60, n)).float() for kind in ALL_KINDS}
     return policy, reference, tokens
 
 
@@ -73,17 +77,34 @@ def naive_objective(method, policy, reference, tokens, beta, flipped, noisy):
         for i in range(n):
             if method.drop_noise and (flipped[i] or noisy[term.kind][i]):
                 continue
-            p = expit(psi_sum[term.kind][i])
-            values.append(-np.log(p) if term.loss == "dpo" else (1 - p**q) / q)
+            values.append(naive_loss(term, psi_sum[term.kind][i], q, beta))
+        if term.loss == "dr_dpo":  # the batch's value from its pairs' DPO losses
+            values = [-term.beta_prime * np.log(np.mean(np.exp(-np.array(values) / term.beta_prime)))]
         total += gamma * (np.mean(values) if values else 0.0)
         record |= {f"noise/gamma_{term.kind}": gamma, f"rewards/margins_{term.kind}": psi_sum[term.kind].mean()}
         record[f"rewards/accuracies_{term.kind}"] = (psi_sum[term.kind] > 0).mean()
         if term.loss == "napo":
             record[f"noise/q_{term.kind}"] = q
+    if method.anchor_weight:
+        rewards = beta * (policy["chosen"] - reference["chosen"])
+        total += method.anchor_weight * np.mean(np.logaddexp(0, -rewards))
     if method.sft_weight:
         labelled = [("rejected" if flip else "chosen", i) for i, flip in enumerate(flipped)]
         total += method.sft_weight * np.mean([-policy[kind][i] / tokens[kind][i] for kind, i in labelled])
     return total, record
+
+
+def naive_loss(term, psi, q, beta):
+    """One pair's loss in numpy; of Dr. DPO the DPO loss that its batch is made from."""
+    right, wrong, e = np.logaddexp(0, -psi), np.logaddexp(0, psi), term.epsilon
+    return {
+        "dpo": right,
+        "dr_dpo": right,
+        "napo": (1 - expit(psi) ** q) / q,
+        "cdpo": (1 - e) * right + e * wrong,
+        "robust_dpo": ((1 - e) * right - e * wrong) / (1 - 2 * e),
+        "ipo": (psi / beta - 0.5 / beta) ** 2,
+    }[term.loss]
 
 
 def kept_pairs(method, flipped, noisy):
@@ -95,6 +116,7 @@ def kept_pairs(method, flipped, noisy):
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_equals_the_naive_objective(name, seed, flips):
     method = CASES[name]
+    flips = () if name in NO_FLIPS else flips
     policy, reference, tokens = batch(seed)
     flipped = torch.tensor([i in flips for i in range(5)])
     noisy = {kind: torch.tensor([kind == "language_biased" and i < 2 for i in range(5)]) for kind in KINDS}
@@ -105,7 +127,7 @@ def test_every_method_equals_the_naive_objective(name, seed, flips):
     assert {name: metrics[name] for name in record} == pytest.approx(record, rel=2e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].drop_noise])
+@pytest.mark.parametrize("name", [n for n in CASES if not CASES[n].drop_noise and n not in NO_FLIPS])
 def test_flipping_all_rows_equals_swapping_the_answers(name):
     """A method with one term: exchanging the two answers' log-probs and lengths is what a flipped label means."""
     for term in CASES[name].terms:
@@ -143,13 +165,18 @@ def test_gradient_reaches_every_policy_log_prob_and_equals_the_naive_slope():
 
 
 def test_first_loss_is_the_mix_of_ln_2_and_the_box_cox_value_at_one_half():
-    logps = {kind: torch.full((3,), -50.0) for kind in KINDS}
-    tokens = {kind: torch.full((3,), 9.0) for kind in KINDS}
+    logps = {kind: torch.full((3,), -50.0) for kind in ALL_KINDS}
+    tokens = {kind: torch.full((3,), 9.0) for kind in ALL_KINDS}
     first = {name: objective(method, logps, logps, tokens, BETA)[0].item() for name, method in METHODS.items()}
     half = (1 - 0.5**0.5) / 0.5
     assert first["dpo_original"] == pytest.approx(np.log(2), rel=1e-6)
     assert first["dpo_all"] == pytest.approx(np.log(2), rel=1e-6)
     assert first["napo_paper"] == pytest.approx((np.log(2) + 2 * half) / 3, rel=1e-6)
+    for name in ("cdpo", "robust_dpo", "dr_dpo", "lb_dpo", "vb_dpo"):
+        assert first[name] == pytest.approx(np.log(2), rel=1e-6)
+    assert first["ipo"] == pytest.approx(0.25 / BETA**2, rel=1e-6)
+    assert first["mdpo"] == pytest.approx(3 * np.log(2), rel=1e-6)  # pair, image and anchor
+    assert first["napo_on_clean"] == pytest.approx(half, rel=1e-6)
     assert first["napo_authors"] == pytest.approx(0.04 * np.log(2) + 0.48 * 0.5 + 0.48 * 0.5, rel=1e-6)
 
 
@@ -237,3 +264,35 @@ def test_paper_uses_the_mean_margin_for_language_and_the_sum_margin_for_vision()
     margin = ratio["chosen"] - ratio["vision_biased"]
     assert metrics["noise/q_language_biased"] == noise.noise_coefficient(BETA * mean_margin, 0.5).item()
     assert metrics["noise/q_vision_biased"] == noise.noise_coefficient(BETA * margin, 0.01).item()
+
+
+def test_a_terms_own_alpha_takes_the_place_of_the_papers():
+    policy, reference, tokens = batch(3)
+    terms = tuple(dataclasses.replace(t, alpha=0.3) if t.loss == "napo" else t for t in METHODS["napo_paper"].terms)
+    method = dataclasses.replace(METHODS["napo_paper"], terms=terms)
+    _, metrics = objective(method, policy, reference, tokens, BETA)
+    psi = metrics["rewards/margins_vision_biased"]
+    assert ALPHA["sum"] != 0.3
+    assert metrics["noise/q_vision_biased"] == pytest.approx(np.clip(1 - expit(0.3 * psi), 0.01, 1), rel=1e-5)
+
+
+def test_q_per_row_is_the_posterior_within_the_papers_range():
+    policy, reference, tokens = batch(5)
+    posterior = {"language_biased": torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])}
+    loss, metrics = objective(METHODS["napo_row_q"], policy, reference, tokens, BETA, posterior=posterior)
+    without, _ = objective(METHODS["napo_row_q"], policy, reference, tokens, BETA)
+    ratio = {k: (policy[k] - reference[k]).double().numpy() for k in ("chosen", "language_biased")}
+    p, q = expit(BETA * (ratio["chosen"] - ratio["language_biased"])), np.array([0.01, 0.2, 0.5, 0.9, 1.0])
+    q0 = objective(METHODS["napo_row_q"], policy, reference, tokens, BETA)[1]["noise/q_language_biased"]
+    change = np.mean((1 - p**q) / q) - np.mean((1 - p**q0) / q0)
+    assert loss.item() - without.item() == pytest.approx(change / 3, abs=1e-5)
+    assert metrics["noise/q_language_biased"] == pytest.approx(q.mean())
+
+
+def test_weights_between_0_and_1_count_a_pair_in_part():
+    policy, reference, tokens = batch(6)
+    weight = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25])
+    loss, _ = objective(METHODS["dpo_original"], policy, reference, tokens, BETA, kept={"rejected": weight})
+    ratio = {k: (policy[k] - reference[k]).double().numpy() for k in ("chosen", "rejected")}
+    values = np.logaddexp(0, -BETA * (ratio["chosen"] - ratio["rejected"]))
+    assert loss.item() == pytest.approx(np.average(values, weights=weight), rel=1e-5)

@@ -48,7 +48,8 @@ def noise():
         frame["is_noise"] = pd.array([True] * 15 + [False] * 45, "boolean")
         for column in ("raw_margin", "raw_mean_margin", "margin", "mean_margin"):
             frame[column] = rng.normal(size=60) - 5 * (column.startswith("raw") & frame["is_noise"].astype(bool))
-        frames.append(frame.assign(n_tokens=5, equals_chosen=frame["is_noise"].astype(bool)))
+        truth = frame["is_noise"].astype(bool)
+        frames.append(frame.assign(n_tokens=5, equals_chosen=truth, posterior=np.where(truth, 0.7, 0.1)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -84,7 +85,7 @@ def test_tables_at_a_flip_rate_show_the_untrained_base_beside_it(scores):
 
 
 def test_noise_table_by_hand(noise):
-    table = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
+    table = report.noise_table(noise, np.random.default_rng(0), beta=1.0).set_index(["kind", "detector"])
     raw = table.loc[("language_biased", "raw_margin")]
     assert (raw["noise_rate"], raw["n_rows"]) == (0.25, 60) and raw["auroc"] > 0.95 and raw["over"] == "rows"
     assert raw["within_kinds"] > 0.95
@@ -92,7 +93,17 @@ def test_noise_table_by_hand(noise):
     assert table.loc[("vision_biased", "n_tokens"), "auroc"] == 0.5  # all of one length
     margin = table.loc[("language_biased", "margin")]
     assert margin["lo"] < 0.5 < margin["hi"]
+    assert np.isnan(margin["calibration"]) and np.isnan(margin["estimated_rate"])
+    ours, papers = (table.loc[("language_biased", name)] for name in ("right", "paper_right"))
+    assert ours["estimated_rate"] == pytest.approx(0.25) and ours["auroc"] == 1
+    assert ours["calibration"] == pytest.approx(0.25 * 0.3 + 0.75 * 0.1, abs=0.03)
+    assert papers["auroc"] == table.loc[("language_biased", "mean_margin"), "auroc"]  # one order, as probabilities
+    measured = noise[noise["kind"] == "vision_biased"]
+    q = 1 / (1 + np.exp(0.01 * measured["margin"]))
+    assert table.loc[("vision_biased", "paper_right"), "estimated_rate"] == pytest.approx(q.mean())
     assert report.noise_table(noise.assign(part="probe"), np.random.default_rng(0)).empty
+    without = report.noise_table(noise.drop(columns="posterior"), np.random.default_rng(0))
+    assert set(without["detector"]) == set(report.NOISE_DETECTORS) - {"right", "paper_right"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +137,21 @@ def test_what_is_written_beside_the_page(written, scores):
     table = pd.read_csv(written / "tables" / "methods.csv")
     pd.testing.assert_frame_equal(table, report.estimates(scores), check_dtype=False)
     assert len(pd.read_csv(written / "tables" / "noise.csv")) == 2 * len(report.NOISE_DETECTORS)
+
+
+def test_what_else_was_looked_at_goes_into_page_and_tables(tmp_path, scores):
+    more = {"sections": [("Rates", "the text")], "tables": {"rates": pd.DataFrame({"x": [1]}), "none": pd.DataFrame()}}
+    report.write(tmp_path, profiles.PROFILES["desk"], scores, None, rng=np.random.default_rng(0), **more)
+    assert "## Rates\n\nthe text\n\n## Claims" in (tmp_path / "report.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["methods.csv", "rates.csv"]
+
+
+def test_what_a_claim_says_of_the_papers_model_stands_beside_it_on_the_desk_world_only(tmp_path, scores):
+    for profile, said in (("desk", True), ("paper", False)):
+        folder = tmp_path / profile
+        ledger, *_ = report.write(folder, profiles.PROFILES[profile], scores, rng=np.random.default_rng(0))
+        assert (claims.CLAIMS[0].about_llava in (folder / "report.md").read_text()) is said
+        assert bool(ledger[0]["about_llava"]) is said
 
 
 def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
@@ -240,13 +266,24 @@ def test_publish_writes_the_readme_block_and_again_without_change(session):
     assert published(session) == 0
     first = (session.root / "README.md").read_text()
     assert first.startswith(f"# Kit\n\n{publish.BEGIN}\n") and first.endswith(f"{publish.END}\n\nThe end.\n")
-    assert "![Every method" in first and "(figures/study/comparison.png)" in first
+    assert "![The main methods" in first and "(figures/study/comparison.png)" in first
     assert "How far to trust this:\n\n- 7 comparisons" in first
     assert "[loss_family](figures/study/loss_family.png)" in first and "| C1 | NaPO" in first
     assert published(session) == 0  # what publishing itself has changed does not count as uncommitted code
     second = (session.root / "README.md").read_text()
     assert second == first
     assert second == publish.readme_text(session.root, publish.readme_block(session.root / "figures" / "study"))
+
+
+def test_the_readme_shows_the_main_methods_and_counts_the_others(session):
+    assert published(session) == 0
+    study = session.root / "figures" / "study"
+    table = pd.read_csv(study / "methods.csv")
+    others = [table[table["method"] == "base"].assign(method=name, method_label=name) for name in ("ipo", "cdpo")]
+    pd.concat([table, *others]).to_csv(study / "methods.csv", index=False)
+    block = publish.readme_block(study)
+    assert "| base model |" in block and "| ipo |" not in block
+    assert "2 more methods stand in [the report](figures/study/report.md)" in block
 
 
 def refused(session, capsys, *options):

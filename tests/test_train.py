@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from test_packing import make_row
 from tiny_cells import TRAINING, make_base, make_profile, with_training
 from transformers import AutoModelForImageTextToText
 
-from napo import data, logps, models, packing, train
+from napo import artifacts, corrupt, data, labels, logps, models, noise, packing, sources, train
 from napo.artifacts import BadInput, MissingArtifact
-from napo.profiles import KINDS, METHODS, REJECTED_KINDS, Cell
+from napo.profiles import CORRUPTED, KINDS, METHODS, PROFILES, REJECTED_KINDS, Cell
 
 HALF = (1 - 0.5**0.5) / 0.5
 
@@ -64,6 +65,8 @@ def short(**changes):
         ("napo_paper", (math.log(2) + 2 * HALF) / 3),
         ("napo_equal", (math.log(2) + 2 * HALF) / 3),
         ("napo_authors", 0.04 * math.log(2) + 0.96 * 0.5),
+        ("mdpo", 3 * math.log(2)),
+        ("ipo", 0.25 / TRAINING.beta**2),
     ],
 )
 def test_first_loss_is_known_beforehand(world, tmp_path, method, first):
@@ -89,6 +92,131 @@ def test_every_step_learns_even_the_only_one(world, tmp_path):
     policy, steps = fit(world, tmp_path, "dpo_all", short())
     assert steps[0]["learning_rate"] > 0
     assert any(p.abs().max() > 0 for name, p in policy.named_parameters() if "lora_B" in name)
+
+
+def test_the_corrupted_image_of_a_row_is_a_crop_of_its_own(world):
+    row = world[2][0]
+    once, again, other = (corrupt.corrupted(r)["image"] for r in (row, row, {**row, "row_id": "another"}))
+    assert once.size == row["image"].size and once.tobytes() == again.tobytes() != other.tobytes()
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(200):
+        marked = numbered_columns()
+        shares.append(len(np.unique(np.asarray(corrupt.crop(marked, rng))[:, :, 0])) / 100)
+    assert max(shares) <= 0.46 and min(shares) < 0.2  # of each side: at most the root of a fifth, up to rounding
+
+
+def numbered_columns():
+    """100 x 100 whose red channel is the column's number."""
+    return Image.fromarray(np.broadcast_to(np.arange(100, dtype=np.uint8)[None, :, None], (100, 100, 3)).copy())
+
+
+def test_mdpo_reads_the_chosen_answer_beside_the_crop(world, tmp_path, monkeypatch):
+    """What reaches the objective at step 0: log-probs of the chosen answers beside the crops, measured plainly."""
+    seen, real = {}, train.objective
+
+    def objective(method, policy, reference, *rest):
+        seen.setdefault("policy", {kind: values.detach() for kind, values in policy.items()})
+        seen.setdefault("reference", reference)
+        return real(method, policy, reference, *rest)
+
+    monkeypatch.setattr(train, "objective", objective)
+    fit(world, tmp_path, "mdpo", short(max_length=512))
+    model, processor = models.load(world[0].model, world[0].quantisation)
+    plain = logps.measure(model, processor, [corrupt.corrupted(row) for row in world[2]], ("chosen",), packed=False)
+    assert sorted(seen["policy"][CORRUPTED].tolist()) == pytest.approx(sorted(plain["logps_chosen"]), abs=1e-3)
+    assert torch.allclose(seen["policy"][CORRUPTED], seen["reference"][CORRUPTED], atol=1e-3)
+    assert (seen["reference"][CORRUPTED] - seen["reference"]["chosen"]).abs().max() > 1e-3
+
+
+def test_mdpo_has_no_rule_for_swapped_labels(world, tmp_path):
+    with pytest.raises(BadInput, match="mDPO, original pairs has no rule for swapped labels"):
+        fit(world, tmp_path, "mdpo", flip_rate=0.25)
+
+
+def test_one_term_is_drawn_for_each_step_and_repeats(world, tmp_path):
+    _, steps = fit(world, tmp_path, "random", replace(TRAINING, epochs=4))
+    gammas = [tuple(step[f"noise/gamma_{kind}"] for kind in REJECTED_KINDS) for step in steps]
+    assert all(sorted(gamma) == [0, 0, 1] for gamma in gammas) and len(set(gammas)) == 3
+    assert gammas == [labels.drawn(METHODS["random"], 0, step).gamma for step in range(len(steps))]
+    assert gammas != [labels.drawn(METHODS["random"], 1, step).gamma for step in range(len(steps))]
+    assert labels.drawn(METHODS["napo_paper"], 0, 0) is METHODS["napo_paper"]
+
+
+def test_the_estimate_reaches_q_and_weight_row_by_row(world, tmp_path, monkeypatch):
+    found, seen, real = np.linspace(0.05, 0.95, 12), [], train.objective
+
+    def of_rows(rows, reference, *rest, **settings):
+        table = reference.set_index("row_id").loc[[row["row_id"] for row in rows]].reset_index()
+        return table.assign(posterior_language_biased=found, posterior_vision_biased=found[::-1]), {}
+
+    def objective(method, *rest, posterior=None):
+        seen.append((rest[1]["chosen"].tolist(), rest[5], posterior))
+        return real(method, *rest, posterior=posterior)
+
+    monkeypatch.setattr(train.posterior, "of_rows", of_rows)
+    monkeypatch.setattr(train, "objective", objective)
+    for method in ("napo_row_q", "napo_row_weight"):
+        fit(world, tmp_path, method, short())
+    by_row = dict(zip(world[3]["logps_chosen"], found, strict=False))
+    for chosen, kept, posterior in seen:
+        expected = [by_row[np.float32(value)] for value in chosen]
+        assert posterior["language_biased"].tolist() == pytest.approx(expected)
+        if kept is not None:
+            assert kept["language_biased"].tolist() == pytest.approx([1 - value for value in expected])
+            assert (kept["rejected"] == 1).all()
+    assert seen[0][1] is None and seen[-1][1] is not None
+
+
+def test_alpha_is_calibrated_so_that_q_is_the_rate_at_the_probes_margin():
+    probe = pd.DataFrame(
+        {
+            "kind": ["language_biased"] * 3 + ["vision_biased"],
+            "part": ["probe", "probe", "measured", "probe"],
+            "margin": [9.0, 9.0, 9.0, 40.0],
+            "mean_margin": [1.0, 3.0, 50.0, 9.0],
+        }
+    )
+    rates = {"language_biased": 0.25, "vision_biased": 0.1}
+    method = labels.calibrated(METHODS["napo_calibrated"], rates, probe, 0.5)
+    alphas = [term.alpha for term in method.terms]
+    assert alphas == [None, pytest.approx(math.log(3) / 1), pytest.approx(math.log(9) / 20)]
+    assert labels.calibrated(METHODS["napo_row_q"], rates, None, 0.5) is METHODS["napo_row_q"]
+
+
+def test_leaked_answers_get_reference_log_probs_of_their_own(world, monkeypatch):
+    """Two of the rows get other answers; their log-probs must be those of the new texts, the others' as stored."""
+    profile, _, rows, reference = world
+    model, processor = models.load(profile.model, profile.quantisation)
+
+    class Leak:
+        @staticmethod
+        def leak(rows, rate, rng):
+            new = {kind: "quite another answer" for kind in ("language_biased", "vision_biased")}
+            return [{**row, **new} if i in (1, 4) else row for i, row in enumerate(rows)]
+
+    monkeypatch.setattr(labels, "desk_leak", lambda: Leak)
+    leaked, found = labels.with_leak(rows, reference, 0.2, 0, model, processor, TRAINING)
+    assert [row["language_biased"] == "quite another answer" for row in leaked] == [i in (1, 4) for i in range(12)]
+    expected = logps.measure(model, processor, leaked, KINDS, packed=False).set_index("row_id")
+    found = found.set_index("row_id").loc[expected.index]
+    for kind in KINDS:
+        np.testing.assert_allclose(found[f"logps_{kind}"], expected[f"logps_{kind}"], atol=2e-3)
+        assert (found[f"tokens_{kind}"] == expected[f"tokens_{kind}"]).all()
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (Cell("dpo_all", flip_rate=0.2, noise_kind="leak"), "needs rows whose truth is known"),
+        (Cell("dpo_all", flip_rate=0.2, noise_kind="drip"), "unknown noise_kind 'drip': use one of swap, leak"),
+        (Cell("dpo_all", flip_rate=0.5), "flip_rate=0.5"),
+    ],
+)
+def test_noise_that_cannot_be_put_in_is_refused_in_one_line(world, cell, text):
+    with pytest.raises(BadInput, match=text) as bad:
+        train.train_cell(cell, world[0], world[1])
+    assert "\n" not in str(bad.value)
+    labels.check_noise(Cell("dpo_all", flip_rate=0.2, noise_kind="leak"), PROFILES["desk"])
 
 
 def test_another_models_reference_is_refused_at_step_0(world, tmp_path):
@@ -283,7 +411,7 @@ def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
     for kind in REJECTED_KINDS:
         expected |= {f"rewards/{kind}", f"rewards/margins_{kind}", f"rewards/accuracies_{kind}", f"logps/{kind}"}
         expected |= {f"noise/gamma_{kind}"}
-    expected |= {"noise/q_language_biased", "noise/q_vision_biased"}
+    expected |= {"noise/q_language_biased", "noise/q_vision_biased", "noise/true_language_biased"}
     assert all(set(step) == expected for step in steps)
     assert all(math.isfinite(value) for step in steps for value in step.values())
     for kind in REJECTED_KINDS:
@@ -292,6 +420,24 @@ def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
     assert steps[0]["noise/q_language_biased"] == pytest.approx(0.5, abs=1e-6)
     assert [step["epoch"] for step in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3)
     assert len({step["noise/gamma_rejected"] for step in steps}) > 3
+    for epoch in (steps[:3], steps[3:]):  # every third row, whichever batch it falls into
+        assert np.mean([step["noise/true_language_biased"] for step in epoch]) == pytest.approx(1 / 3)
+
+
+def test_the_true_noise_of_a_batch_counts_swapped_labels_and_leaves_out_what_nobody_judged(world, tmp_path):
+    _, steps = fit(world, tmp_path, "dpo_all", short(max_length=512), flip_rate=0.25)
+    flips = noise.draw_flips(12, 0.25, np.random.default_rng([0, 1]))
+    wrong = flips | (np.arange(12) % 3 == 0)
+    assert steps[0]["noise/true_language_biased"] == pytest.approx(wrong.mean())
+    assert "noise/true_vision_biased" not in steps[0] and "noise/true_rejected" not in steps[0]
+
+
+def test_the_noise_estimate_counts_only_for_the_trainings_that_use_it():
+    """So that work on the estimate leaves the other trainings of a long grid as they are."""
+    for name, uses in (("napo_paper", False), ("oracle", False), ("napo_calibrated", True), ("napo_row_weight", True)):
+        code = sources.reachable(train.cell_modules(Cell(name)), skip=artifacts.PLUMBING)
+        assert ("napo.posterior" in code) == uses and "napo.objective" in code
+    assert "napo.world.leak" in sources.reachable(train.cell_modules(Cell("dpo_all", flip_rate=0.2, noise_kind="leak")))
 
 
 def test_adapter_reloads_in_stock_peft_on_a_fresh_base_with_the_same_logits(trained, world):

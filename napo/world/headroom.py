@@ -21,9 +21,8 @@ import pandas as pd
 from napo import artifacts, claims, data, grid, logps, models, perturb, profiles, report, stats, train
 from napo.profiles import KINDS, METHODS, Method, Term
 from napo.world import bases
+from napo.world.leak import leak
 from napo.world.pairs import label_noise
-from napo.world.questions import full_answer, parse
-from napo.world.scenes import from_json
 
 LEAK, SWAP = 0.4, 0.3
 ITEMS = 300  # per benchmark
@@ -82,15 +81,6 @@ def runs(numbers, seeds):
     return untrained + [Run(arm, noise, base, seed) for seed in seeds for base in numbers for arm, noise in RUNS]
 
 
-def leak(rows, rate, rng):
-    """The rows with both biased answers replaced by right ones to the point in exactly round(rate * n) of them."""
-    rows = list(rows)
-    for i in rng.permutation(len(rows))[: round(rate * len(rows))]:
-        good = full_answer(from_json(rows[i]["scene"]), parse(rows[i]["question"]))
-        rows[i] = {**rows[i], "language_biased": good, "vision_biased": good}
-    return label_noise(rows)
-
-
 def scores_of(run, profile, runs_dir="runs"):
     """Path of the run's scores.parquet, made unless it is current."""
     method = ARMS.get(run.arm)
@@ -120,7 +110,7 @@ def _make_scores(path, run, method, profile, pairs):
 def _trained(model, processor, run, method, profile, rows):
     rows = [dict(row) for row in rows]
     if run.noise == "leak":
-        rows = leak(rows, LEAK, np.random.default_rng([run.base, run.seed]))
+        rows = label_noise(leak(rows, LEAK, np.random.default_rng([run.base, run.seed])))
     training, kinds = profile.training, ("chosen", *KINDS[1:])
     reference = logps.measure(model, processor, rows, kinds, training.batch_size, training.max_length)
     swap = SWAP if run.noise == "swap" else 0.0

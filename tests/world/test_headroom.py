@@ -11,29 +11,6 @@ import pytest
 from napo import profiles
 from napo.claims import DEVELOPMENT_BASES
 from napo.world import headroom
-from napo.world.questions import ask
-from napo.world.scenes import from_json, sample_scene, to_json
-from napo.world.truth import is_good
-
-
-def make_rows(rng, n=20):
-    rows = []
-    for i in range(n):
-        scene = sample_scene(rng, True)
-        question = ask(scene, "colour", rng)
-        rows.append({"row_id": f"{i}", "question": question.text, "scene": to_json(scene), "chosen": "yes ."})
-        rows[-1] |= {"language_biased": "no .", "vision_biased": "there are two objects ."}
-    return rows
-
-
-def test_leak_replaces_both_answers_in_the_share_of_rows(rng):
-    rows = make_rows(rng)
-    leaked = headroom.leak(rows, 0.4, np.random.default_rng(0))
-    noisy = [row for row in leaked if row["is_noise_language_biased"]]
-    assert len(noisy) == 8 and all(row["is_noise_vision_biased"] for row in noisy)
-    assert all(is_good(from_json(row["scene"]), row["question"], row["language_biased"]) for row in noisy)
-    assert [row["row_id"] for row in leaked] == [row["row_id"] for row in rows]
-    assert rows[0]["language_biased"] == "no ." and "is_noise_language_biased" not in rows[0]
 
 
 def test_every_compared_arm_is_run():

@@ -1,0 +1,184 @@
+"""napo.study: frames by hand - differences under noise, curves, q against the truth, the paper's tables, ROC."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from napo import evaluate, paper, profiles, report, stats, study, train
+from napo.profiles import Cell
+
+COLUMNS = [*stats.RUN, "benchmark", "metric", "example_id", "question_kind", "value"]
+
+
+def scores_of(method, base, seed, flip_rate, right, n=10):
+    """`right` of n counterfactual questions answered rightly."""
+    key = (method, base, seed, flip_rate, "vqa_counterfactual", "accuracy")
+    return [(*key, str(i), "", float(i < right)) for i in range(n)]
+
+
+@pytest.fixture
+def profile(monkeypatch):
+    """Two bases, two methods under noise at 0 and 0.4: swaps cost DPO four questions and q = 1 one, leaks nothing."""
+    chosen = dataclasses.replace(
+        profiles.PROFILES["study"],
+        bases=(0, 1),
+        seeds=(0, 1),
+        noisy_seeds=(0,),
+        methods=("base", "dpo_all", "napo_q1", "sft"),
+        noisy_methods=("dpo_all", "napo_q1"),
+        flip_rates=(0.0, 0.4),
+    )
+
+    def load(profile, runs_dir, noise_kind):
+        rows = []
+        for base in (0, 1):
+            rows += scores_of("base", base, 0, 0.0, 2) + scores_of("sft", base, 0, 0.0, 9)
+            for method, lost in (("dpo_all", 4), ("napo_q1", 1)):
+                rows += scores_of(method, base, 0, 0.0, 8 + base) + scores_of(method, base, 1, 0.0, 0)
+                rows += scores_of(method, base, 0, 0.4, 8 + base - (lost if noise_kind == "swap" else 0))
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    monkeypatch.setattr(evaluate, "load_scores", load)
+    return chosen
+
+
+def test_noise_curves_compare_the_seeds_that_have_all_rates(profile):
+    curves = study.noise_curves(profile).set_index(["noise_kind", "flip_rate", "method"])
+    assert set(curves["measure"]) == {"acc_counterfactual"} and len(curves) == 2 * 2 * 2
+    swapped = curves.loc[("swap", 0.4, "napo_q1")]
+    assert swapped["value"] == pytest.approx(0.75) and swapped["n_bases"] == 2
+    assert swapped["gain"] == pytest.approx(0.3) and swapped["gain_lo"] == pytest.approx(0.3)
+    assert curves.loc[("swap", 0.0, "napo_q1"), "value"] == pytest.approx(0.85)  # seed 1 has no noisy runs: left out
+    assert curves.loc[("leak", 0.4, "napo_q1"), "gain"] == pytest.approx(0)
+    assert curves.loc[("swap", 0.4, "dpo_all"), "gain"] == 0
+
+
+def test_without_noise_put_in_there_are_no_curves(profile):
+    without = dataclasses.replace(profile, flip_rates=(0.0,))
+    assert study.noise_curves(without).empty
+    assert dict(study.sections(study.noise_curves(without), *[pd.DataFrame()] * 3))["Methods under noise"] == (
+        study.NO_NOISE
+    )
+
+
+def test_the_page_states_every_difference_and_their_number(profile):
+    text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 3))["Methods under noise"]
+    assert "| method | none | leak 40% | swap 40% |" in text
+    assert "| fixed q = 1, equal weights | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.30 [0.30, 0.30] |" in text
+    assert "3 comparisons; none is corrected" in text
+
+
+def write_steps(folder, q, true, gamma=0.5):
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": i + 1, "loss": 0.5, "noise/q_language_biased": a, "noise/true_language_biased": b}
+        | {"noise/gamma_language_biased": gamma}
+        for i, (a, b) in enumerate(zip(q, true, strict=True))
+    ]
+    (folder / "steps.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture
+def trainings(profile, tmp_path):
+    """Steps of the paper's and the authors' method on two bases: q follows the noise on base 0, and not on base 1."""
+    chosen = dataclasses.replace(profile, methods=("napo_paper", "napo_authors"), noisy_methods=("napo_paper",))
+    true = np.tile([0.1, 0.3], 12)
+    for cell in chosen.cells():
+        q = 0.4 + (true if cell.base == 0 else -true) / 10
+        write_steps(train.cell_folder(chosen, cell, tmp_path), q, true)
+    return chosen, tmp_path
+
+
+def test_steps_hold_what_was_logged_and_the_rate_that_a_q_names(trainings):
+    profile, runs = trainings
+    watched = study.steps(profile, ("napo_paper", "napo_authors"), runs)
+    assert set(watched["name"]) == {"q", "gamma", "true"} and set(watched["kind"]) == {"language_biased"}
+    first = watched[watched["step"] == 1].set_index(["method", "base", "seed", "noise_kind", "flip_rate", "name"])
+    assert first.loc[("napo_paper", 0, 0, "", 0.0, "q"), "value"] == pytest.approx(0.41)
+    assert first.loc[("napo_authors", 0, 0, "", 0.0, "q"), "value"] == pytest.approx(0.205)
+    assert first.loc[("napo_paper", 1, 0, "leak", 0.4, "q"), "value"] == pytest.approx(0.39)
+    runs_of = watched.groupby(["method", "base", "seed", "noise_kind"]).ngroups
+    assert runs_of == 2 * 2 * 2 + 2 * 2  # clean ones of both; the paper's with swaps and leaks
+
+
+def test_curves_are_means_of_neighbouring_steps_over_bases(trainings):
+    profile, runs = trainings
+    over = study.over_training(study.steps(profile, ("napo_paper",), runs))
+    clean = over[(over["name"] == "true") & (over["noise_kind"] == "")]
+    assert len(clean) == study.POINTS and clean["step"].iloc[:2].tolist() == [1.5, 3.5]
+    assert clean["value"].tolist() == pytest.approx([0.2] * study.POINTS)
+    q = over[(over["name"] == "q") & (over["noise_kind"] == "")]
+    assert q["value"].iloc[0] == pytest.approx(0.4) and q["lo"].iloc[0] < 0.4 < q["hi"].iloc[0]
+
+
+def test_q_use_says_how_far_q_moves_and_whether_with_the_noise(trainings):
+    profile, runs = trainings
+    use = study.q_use(study.steps(profile, ("napo_paper",), runs)).set_index("noise_kind").loc[""]
+    assert (use["q_lo"], use["q_hi"]) == pytest.approx((0.37, 0.43)) and use["q"] == pytest.approx(0.4)
+    assert use["true"] == pytest.approx(0.2)
+    assert use["correlation"] == pytest.approx(0) and use["lo"] == pytest.approx(0 - 12.706, rel=1e-3)  # +1 and -1
+    constant = study.steps(profile, ("napo_paper",), runs).assign(value=0.5)
+    assert study.q_use(constant)["correlation"].isna().all()
+
+
+def test_no_watched_training_gives_empty_frames(trainings):
+    profile, runs = trainings
+    watched = study.steps(profile, ("napo_row_q",), runs)
+    assert watched.empty and study.over_training(watched).empty and study.q_use(watched).empty
+
+
+def vlind(method, base, cb):
+    values = {"CB": cb, "LP": 5, "CK": 10, "VP": 10}
+    return [
+        (method, base, 0, 0.0, "vlind", metric, str(i), "", float(i < n))
+        for metric, n in values.items()
+        for i in range(10)
+    ]
+
+
+def test_paper_tables_set_our_difference_beside_the_papers():
+    rows = [r for base in (0, 1) for m, cb in (("napo_paper", 7), ("dpo_original", 4)) for r in vlind(m, base, cb)]
+    table = study.paper_tables(pd.DataFrame(rows, columns=COLUMNS)).set_index(["label", "measure"])
+    found = table.loc[("NaPO − DPO", "Acc_CB")]
+    assert found["value"] == pytest.approx(0.3) and found["paper"] == pytest.approx(0.589 - 0.394)
+    assert found["n_bases"] == 2
+    assert np.isnan(table.loc[("mDPO − DPO", "Acc_CB"), "value"])
+    assert set(table.index.get_level_values("measure")) == {"Acc_CB", "Acc_LP"}  # no captions were scored
+    assert {c.label for c in paper.COMPARISONS} == set(table.index.get_level_values("label"))
+    text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index())[-1][1]
+    assert "| 1 | NaPO − DPO | Acc_CB ↑ | 0.300 [0.300, 0.300] | 0.195 |" in text
+    assert "| 1 | mDPO − DPO | Acc_CB ↑ | – | −0.391 |" in text
+
+
+def test_roc_by_hand():
+    """Two noisy rows of value 1 and 3, two good ones of 2 and 4, on one base."""
+    frame = pd.DataFrame(
+        {"base": 0, "kind": "language_biased", "part": "measured", "question_kind": ""}, index=range(4)
+    )
+    frame["is_noise"] = pd.array([True, True, False, False], "boolean")
+    frame = frame.assign(raw_margin=[1.0, 3.0, 2.0, 4.0], raw_mean_margin=0.0, margin=0.0, mean_margin=0.0)
+    curves = study.roc(frame.assign(n_tokens=5, equals_chosen=False))
+    raw = curves[curves["detector"] == "raw_margin"].set_index("false_positives")["true_positives"]
+    assert (raw.iloc[0], raw.loc[0.5], raw.iloc[-1]) == (0.5, 1.0, 1.0)
+    flat = curves[curves["detector"] == "n_tokens"]
+    np.testing.assert_allclose(flat["true_positives"], flat["false_positives"])
+    area = np.trapezoid(raw.to_numpy(), raw.index)
+    of_table = report.noise_table(frame.assign(n_tokens=5, equals_chosen=False), np.random.default_rng(0))
+    assert area == pytest.approx(of_table.set_index("detector").loc["raw_margin", "auroc"], abs=0.01)
+    one_label = frame.assign(n_tokens=5, equals_chosen=False, is_noise=pd.array([True] * 4, "boolean"))
+    assert study.roc(one_label).empty
+
+
+def test_every_method_that_is_shown_exists():
+    assert {*report.CORE, *study.WATCHED, study.CONTROL} <= profiles.METHODS.keys()
+    assert set(study.UNDER_NOISE) <= stats.MEASURES.keys()
+
+
+def test_the_cells_of_the_study_hold_what_its_figures_need():
+    cells = set(profiles.PROFILES["study"].cells())
+    for noise_kind in profiles.NOISE_KINDS:
+        for rate in profiles.NOISE_LEVELS[1:]:
+            assert Cell(study.CONTROL, 0, 0, rate, noise_kind) in cells
