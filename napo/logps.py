@@ -53,7 +53,7 @@ def packed_sums(model, batch):
     branches.check_exact(model)
     causal_lm, segments = branches.causal_lm(model), batch["segments"]  # (B, S)
     attention = causal_lm.config.get_text_config()._attn_implementation
-    others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; where branches begin
+    others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; stretches
     hidden = causal_lm.model(
         input_ids=batch["input_ids"],
         attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype),

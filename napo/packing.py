@@ -140,8 +140,8 @@ def collate_packed(encoded_rows, kinds, pad_token_id=0):
     """A batch with one sequence per row, [prompt][response 1]...[response K], padded on the right to length S.
 
     Returns dict of input_ids (B, S) int64, segments (B, S) int64 (0 prompt, 1..K responses, -1 padding), position_ids
-    (B, S) int64 (they start again after the prompt for each response), `kinds`, `branches_from` (before it all rows
-    are prompt), and the processor's image tensors, one per row.
+    (B, S) int64 (they start again after the prompt for each response), `kinds`, `stretches` (who need not look at
+    whom, see `branches.stretches`), and the processor's image tensors, one per row.
     """
     sequences, segments, positions = [], [], []
     for row in encoded_rows:
@@ -150,12 +150,13 @@ def collate_packed(encoded_rows, kinds, pad_token_id=0):
         sequences.append(torch.cat(parts))
         segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]))
         positions.append(torch.cat([s + torch.arange(len(part)) for s, part in zip(starts, parts, strict=True)]))
+    segments = pad(segments, -1)
     batch = {
         "input_ids": pad(sequences, pad_token_id),
-        "segments": pad(segments, -1),
+        "segments": segments,
         "position_ids": pad(positions, 0),
         "kinds": tuple(kinds),
-        "branches_from": min(len(row["prompt_ids"]) for row in encoded_rows),
+        "stretches": branches.stretches(segments),
     }
     assert batch["input_ids"].shape == batch["segments"].shape == batch["position_ids"].shape
     length = batch["input_ids"].shape[1]
