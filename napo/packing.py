@@ -204,19 +204,26 @@ def stack_images(encoded_rows, repeats):
     models that have them leave out. Raises BadInput where two images of a batch have other sizes that cannot be joined.
     """
     out = {}
+    for row in encoded_rows:
+        check_one_size(row, encoded_rows[0])
     for name in encoded_rows[0]["vision"]:
         tensors = [row["vision"][name] for row in encoded_rows]
         if tensors[0].ndim == TILED.get(name):
             tensors = [with_tiles(tensor, max(t.shape[1] for t in tensors)) for tensor in tensors]
-        for row, tensor in zip(encoded_rows, tensors, strict=True):
-            if tensor.shape[1:] != tensors[0].shape[1:]:
-                sizes = f"{tuple(tensors[0].shape[1:])} of row {encoded_rows[0]['row_id']}"
-                raise BadInput(
-                    f"row {row['row_id']}: {name} of size {tuple(tensor.shape[1:])} cannot share a batch with {sizes}: "
-                    "make the processor resize and crop to one size, or set batch_size=1"
-                )
         out[name] = torch.cat([tensor for tensor in tensors for _ in range(repeats)])
     return out
+
+
+def check_one_size(row, first):
+    """Raises BadInput where the images of two encoded rows cannot stand in one tensor, whatever their numbers of tiles."""
+    for name, tensor in row["vision"].items():
+        start = 2 if tensor.ndim == TILED.get(name) else 1
+        size, other = (tuple(each.shape[start:]) for each in (tensor, first["vision"][name]))
+        if size != other:
+            raise BadInput(
+                f"row {row['row_id']}: {name} of size {size} cannot share a batch with {other} of row "
+                f"{first['row_id']}: make the processor resize and crop to one size, or set batch_size=1"
+            )
 
 
 def with_tiles(tensor, number):
