@@ -215,7 +215,7 @@ def stack_images(encoded_rows, repeats):
 
 
 def check_one_size(row, first):
-    """Raises BadInput where the images of two encoded rows cannot stand in one tensor, whatever their numbers of tiles."""
+    """Raises BadInput where the images of two encoded rows cannot stand in one tensor (tiles apart)."""
     for name, tensor in row["vision"].items():
         start = 2 if tensor.ndim == TILED.get(name) else 1
         size, other = (tuple(each.shape[start:]) for each in (tensor, first["vision"][name]))
