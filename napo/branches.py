@@ -22,6 +22,7 @@ FAMILIES = {
 SHARING = ("llava", "llava_onevision")  # take image tensors in the order of the rows, however these share sequences
 DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen3_vl_text")
 ATTENTION = ("sdpa", "eager")
+SHORTEST = 64  # queries that are worth an attention of their own
 
 
 def causal_lm(model):
@@ -83,23 +84,47 @@ def mask(segments, attention, dtype, rows=None):
     raise ValueError(f"no mask for attention implementation {attention!r}")
 
 
-def sdpa_with_branches(module, query, key, value, attention_mask, branches_from=None, **settings):
-    """transformers' sdpa attention, with less work where a caller says where branches begin.
+def stretches(segments):
+    """A packed batch cut into stretches of queries that leave keys out: most of a sequence is of no use to a response.
 
-    branches_from  the first query that may belong to a response in any row: the queries before it are all prompt, and
-                   plainly causal, so they need no mask and never look at the later keys. None: exactly the stock one
+    segments  (B, S) int64, on the CPU
+    Returns a tuple of (length, earlier stretches that some row's queries attend to). The first stretch is prompt in all
+    rows; the next ones begin about where the responses do, and none is shorter than SHORTEST.
+    """
+    length, cuts = segments.shape[1], [0]
+    for k in range(1, int(segments.max()) + 1):
+        start = int((segments == k).int().argmax(dim=1).min())  # where response k begins in the first row that has it
+        if k == 1 or cuts[-1] + SHORTEST <= start <= length - SHORTEST:
+            cuts.append(start)
+    allowed = mask(segments, "sdpa", None)[:, 0].any(dim=0)  # (S, S), in some row
+    parts = [slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], length], strict=True)]
+    return tuple(
+        (rows.stop - rows.start, tuple(i for i, columns in enumerate(parts[:number]) if allowed[rows, columns].any()))
+        for number, rows in enumerate(parts)
+    )
+
+
+def sdpa_with_branches(module, query, key, value, attention_mask, stretches=None, **settings):
+    """transformers' sdpa attention, with less work where a caller says what need not be looked at.
+
+    stretches  of `stretches`: the first is plainly causal and needs no mask, the others look at some stretches before
+               them. None: exactly the stock one
     query, key, value (B, heads, S, dim); returns ((B, S, heads, dim), None)
     """
-    if branches_from is None or attention_mask is None or not module.is_causal:  # vision towers see it in some families
+    if stretches is None or attention_mask is None or not module.is_causal:  # vision towers see it in some families
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     settings.pop("is_causal", None)
-    first, rest = slice(branches_from), slice(branches_from, None)
-    of_prompt = (query[:, :, first], key[:, :, first], value[:, :, first])
-    prompt, _ = sdpa_attention_forward(module, *of_prompt, None, is_causal=True, **settings)
-    others, _ = sdpa_attention_forward(
-        module, query[:, :, rest], key, value, attention_mask[:, :, rest], is_causal=False, **settings
-    )
-    return torch.cat([prompt, others], dim=1), None
+    lengths = [length for length, _ in stretches]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    rows = attention_mask.split(lengths, dim=2)
+    out = [sdpa_attention_forward(module, queries[0], keys[0], values[0], None, is_causal=True, **settings)[0]]
+    for number, (_, seen) in enumerate(stretches[1:], 1):
+        seen = (*seen, number)
+        columns = rows[number].split(lengths, dim=3)
+        looked_at = (torch.cat([parts[i] for i in seen], dim=2) for parts in (keys, values))
+        allowed = torch.cat([columns[i] for i in seen], dim=3)
+        out += [sdpa_attention_forward(module, queries[number], *looked_at, allowed, is_causal=False, **settings)[0]]
+    return torch.cat(out, dim=1), None
 
 
 AttentionInterface.register("sdpa", sdpa_with_branches)

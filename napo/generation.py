@@ -57,6 +57,7 @@ def answer_batch(model, processor, texts, images, settings, min_new_tokens=None)
             max_new_tokens=settings.max_new_tokens,
             min_new_tokens=min_new_tokens,
             pad_token_id=processor.tokenizer.pad_token_id,
+            use_cache=True,  # whatever a model's configuration says: checkpoints of trainings often switch it off
         )
     new = generated[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

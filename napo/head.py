@@ -1,13 +1,16 @@
-"""From hidden states to the log-probs of the tokens that follow, in chunks: never all logits at once.
+"""From hidden states to the log-probs of the tokens that follow, block by block: never all logits at once.
 
 With a frozen output head the gradient of a token's log-prob with respect to its hidden state is one vector,
 W[target] - softmax(W state) W. It is stored in the forward pass, so backward does not compute the vocabulary again.
+The softmax goes over the vocabulary in blocks that stay in the processor's cache: sums are rescaled whenever a larger
+logit turns up.
 """
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32
+CHUNK_ELEMENTS = 2**19  # logits held at once: 2 MiB in float32
+CHUNK_TOKENS = 1024  # tokens that go through the vocabulary together
 
 
 def target_logps(states, targets, head):
@@ -19,11 +22,12 @@ def target_logps(states, targets, head):
     Returns (N,) nats, float32 (float64 for a float64 model).
     """
     assert states.shape[0] == targets.shape[0]
-    chunk = max(1, CHUNK_ELEMENTS // head.out_features)
-    if is_frozen_linear(head):
-        return FrozenHead.apply(states, head.weight, head.bias, targets, chunk)
     if not len(states):
         return states.new_zeros(0, dtype=at_least_float32(states.dtype))
+    if is_frozen_linear(head):
+        pieces = zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+        return torch.cat([FrozenHead.apply(s, head.weight, head.bias, t) for s, t in pieces])
+    chunk = max(1, CHUNK_ELEMENTS // head.out_features)
     pieces = zip(states.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([checkpoint(_whole_logps, s, t, head, use_reentrant=False) for s, t in pieces])
 
@@ -49,28 +53,64 @@ class FrozenHead(torch.autograd.Function):
     """Log-probs under a frozen linear head; what backward needs is computed along with them, (N, H)."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets, chunk):
-        wants_gradient = ctx.needs_input_grad[0]
-        logps = states.new_empty(len(states), dtype=at_least_float32(states.dtype))
-        gradient = torch.empty_like(states) if wants_gradient else None
-        for start in range(0, len(states), chunk):
-            part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(states[part], weight, bias).to(logps.dtype)  # (n, V)
-            target = targets[part, None]
-            logits -= logits.amax(dim=1, keepdim=True)
-            logps[part] = logits.gather(1, target).squeeze(1)
-            exponentials = logits.exp_()
-            total = exponentials.sum(dim=1, keepdim=True)
-            logps[part] -= total.squeeze(1).log()
-            if wants_gradient:
-                softmax = exponentials.div_(total)
-                softmax.scatter_add_(1, target, -torch.ones_like(total))  # softmax - onehot
-                torch.mm(softmax.to(weight.dtype), weight, out=gradient[part])
-        if wants_gradient:
-            ctx.save_for_backward(gradient.neg_())
-        return logps
+    def forward(ctx, states, weight, bias, targets):
+        softmax = OnlineSoftmax(states, weight, ctx.needs_input_grad[0])
+        columns = max(1, CHUNK_ELEMENTS // len(states))
+        for start in range(0, len(weight), columns):
+            block = slice(start, start + columns)
+            logits = torch.nn.functional.linear(states, weight[block], None if bias is None else bias[block])  # (N, n)
+            softmax.add(logits, weight[block], targets[:, None] - start)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(softmax.gradient(weight[targets]))
+        return softmax.logps()
 
     @staticmethod
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
-        return (upstream[:, None] * gradient).to(gradient.dtype), None, None, None, None
+        return (upstream[:, None] * gradient).to(gradient.dtype), None, None, None
+
+
+class OnlineSoftmax:
+    """A softmax over blocks of a vocabulary; (N, 1) each but the last, in float32 at least.
+
+    highest  largest logit so far;  target  the target's logit, 0 until its block comes
+    rest     sum of exp(logit - highest) over all tokens but the target. The target is kept apart because 1 - p(target)
+             would be rounding alone where the model is sure of it, in bfloat16 above all
+    others   (N, H) the same sum of exp(logit - highest) W[token], or None if nobody wants the gradient
+    """
+
+    def __init__(self, states, weight, wants_gradient):
+        dtype, column = at_least_float32(states.dtype), (len(states), 1)
+        self.highest = states.new_full(column, -torch.inf, dtype=dtype)
+        self.rest, self.target = (states.new_zeros(column, dtype=dtype) for _ in range(2))
+        self.others = torch.zeros_like(states, dtype=dtype) if wants_gradient else None
+
+    def add(self, logits, weight, target):
+        """One block: its logits (N, n), which are overwritten, its weights (n, H) and the target's place in it, (N, 1)
+        (outside 0..n-1: in another block)."""
+        logits = logits.to(self.rest.dtype)
+        inside, place = (target >= 0) & (target < len(weight)), target.clamp(0, len(weight) - 1)
+        self.target = torch.where(inside, logits.gather(1, place), self.target)
+        highest = torch.maximum(self.highest, logits.amax(dim=1, keepdim=True))
+        shrink, self.highest = (self.highest - highest).exp_(), highest
+        exponentials = logits.sub_(highest).exp_()
+        exponentials.scatter_(1, place, exponentials.gather(1, place).masked_fill_(inside, 0))
+        self.rest = self.rest * shrink + exponentials.sum(dim=1, keepdim=True)
+        if self.others is None:
+            return
+        self.others *= shrink
+        if weight.dtype == self.others.dtype:
+            self.others.addmm_(exponentials, weight)
+        else:
+            self.others += torch.mm(exponentials.to(weight.dtype), weight)
+
+    def total(self):
+        return self.rest + (self.target - self.highest).exp()
+
+    def logps(self):
+        """(N,) of the targets, once all blocks are in."""
+        return (self.target - self.highest - self.total().log()).squeeze(1)
+
+    def gradient(self, target_weight):
+        """(N, H) of the log-probs with respect to the states, in the dtype of `target_weight`, W[target]."""
+        return ((self.rest * target_weight - self.others) / self.total()).to(target_weight.dtype)

@@ -53,7 +53,7 @@ def packed_sums(model, batch):
     branches.check_exact(model)
     causal_lm, segments = branches.causal_lm(model), batch["segments"]  # (B, S)
     attention = causal_lm.config.get_text_config()._attn_implementation
-    others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; where branches begin
+    others = {name: value for name, value in batch.items() if name not in PACKED_ONLY}  # images; stretches
     hidden = causal_lm.model(
         input_ids=batch["input_ids"],
         attention_mask=branches.mask(segments, attention, causal_lm.get_input_embeddings().weight.dtype, batch["rows"]),
@@ -70,7 +70,7 @@ def packed_sums(model, batch):
     return sums.index_add(0, row * n_kinds + segments[sequence, position] - 1, logps).view(-1, n_kinds)
 
 
-# What the decoder is not given as it is; the rest of a packed batch (images, branches_from) goes to the model.
+# What the decoder is not given as it is; the rest of a packed batch (images, stretches) goes to the model.
 PACKED_ONLY = ("input_ids", "segments", "rows", "position_ids", "kinds", "n_rows", "mm_token_type_ids")
 
 
@@ -143,6 +143,7 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
     reference  True: with the adapter off, so of the model that training started from
     Returns a DataFrame with row_id, n_cut (responses of the row that were cut at the end to fit max_length) and, per
     kind, logps_<kind> (float32 nats) and tokens_<kind> (int, end token included).
+    Raises BadInput where two rows could not share a batch, also if here they do not.
     """
     model.eval()
     collate = packing.collation(model, packed)
@@ -150,11 +151,14 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
         model.disable_adapter() if reference and hasattr(model, "disable_adapter") else contextlib.nullcontext()
     )
     starts = range(0, len(rows), batch_size)
-    frames = []
+    frames, first = [], None
     with adapter_off:
         for start in artifacts.progress(starts, label) if label else starts:
             numbers = range(start, min(start + batch_size, len(rows)))  # one by one: a Dataset's slice is a dict
             encoded = [packing.encode(rows[i], processor, kinds, max_length) for i in numbers]
+            first = first or encoded[0]
+            for row in encoded if batch_size > 1 else ():  # training shuffles: any two may come to share a batch
+                packing.check_one_size(row, first)
             batch = to_device(collate(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
             sums = by_kind(batch_logps(model, batch).float().cpu(), kinds)
             frame = {"row_id": [row["row_id"] for row in encoded], "n_cut": [row["n_cut"] for row in encoded]}
@@ -177,6 +181,7 @@ def reference(profile, base, runs_dir="runs"):
         "quantisation": profile.quantisation,
         "max_length": profile.training.max_length,
         "packed": profile.training.packed,
+        "one_image_size": profile.training.batch_size > 1,  # then all rows are checked for it
     }
 
     def make(path):

@@ -159,8 +159,9 @@ def collate_packed(encoded_rows, kinds, pad_token_id=0, shared=False):
             would fill, which leaves little padding (`branches.may_share` says for which models)
     Returns dict of input_ids (B, S) int64, segments (B, S) int64 (0 prompt, 1..K responses, -1 padding), rows (B, S)
     int64 (number of the row in the batch, -1 padding), position_ids (B, S) int64 (they start again at each row, and
-    after its prompt for each response), `kinds`, `n_rows`, `branches_from` (before it all rows are prompt; None where
-    rows share sequences), and the processor's image tensors, in the order in which the rows stand.
+    after its prompt for each response), `kinds`, `n_rows`, `stretches` (who need not look at whom, see
+    `branches.stretches`; None where rows share sequences), and the processor's image tensors, in the order in which the
+    rows stand.
     """
     packed = [_packed(row, kinds, number) for number, row in enumerate(encoded_rows)]
     lengths = [len(row["input_ids"]) for row in packed]
@@ -171,7 +172,7 @@ def collate_packed(encoded_rows, kinds, pad_token_id=0, shared=False):
     }
     assert batch["input_ids"].shape == batch["segments"].shape == batch["position_ids"].shape
     batch["kinds"], batch["n_rows"] = tuple(kinds), len(packed)
-    batch["branches_from"] = None if shared else min(len(row["prompt_ids"]) for row in encoded_rows)
+    batch["stretches"] = branches.stretches(batch["segments"]) if len(sequences) == len(packed) else None
     return batch | stack_images([encoded_rows[number] for sequence in sequences for number in sequence], 1)
 
 
@@ -253,19 +254,26 @@ def stack_images(encoded_rows, repeats):
     models that have them leave out. Raises BadInput where two images of a batch have other sizes that cannot be joined.
     """
     out = {}
+    for row in encoded_rows:
+        check_one_size(row, encoded_rows[0])
     for name in encoded_rows[0]["vision"]:
         tensors = [row["vision"][name] for row in encoded_rows]
         if tensors[0].ndim == TILED.get(name):
             tensors = [with_tiles(tensor, max(t.shape[1] for t in tensors)) for tensor in tensors]
-        for row, tensor in zip(encoded_rows, tensors, strict=True):
-            if tensor.shape[1:] != tensors[0].shape[1:]:
-                sizes = f"{tuple(tensors[0].shape[1:])} of row {encoded_rows[0]['row_id']}"
-                raise BadInput(
-                    f"row {row['row_id']}: {name} of size {tuple(tensor.shape[1:])} cannot share a batch with {sizes}: "
-                    "make the processor resize and crop to one size, or set batch_size=1"
-                )
         out[name] = torch.cat([tensor for tensor in tensors for _ in range(repeats)])
     return out
+
+
+def check_one_size(row, first):
+    """Raises BadInput where the images of two encoded rows cannot stand in one tensor (tiles apart)."""
+    for name, tensor in row["vision"].items():
+        start = 2 if tensor.ndim == TILED.get(name) else 1
+        size, other = (tuple(each.shape[start:]) for each in (tensor, first["vision"][name]))
+        if size != other:
+            raise BadInput(
+                f"row {row['row_id']}: {name} of size {size} cannot share a batch with {other} of row "
+                f"{first['row_id']}: make the processor resize and crop to one size, or set batch_size=1"
+            )
 
 
 def with_tiles(tensor, number):

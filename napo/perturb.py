@@ -14,7 +14,7 @@ from PIL import Image
 
 from napo import artifacts, data, models, packing
 from napo.artifacts import BadInput
-from napo.generation import chunks, generate
+from napo.generation import chunks, generate, prompt_key
 
 FILLS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (127, 127, 127)}
 MASKS = ("none", *FILLS, "noise")
@@ -115,17 +115,21 @@ def source_rows(profile, base, load, bad_rows="stop"):
 
 
 def _add_answers(rows, kind, profile, base, folder, load):
-    """Fill rows[...][kind], one shard at a time: an interrupted run keeps the shards that it finished."""
-    total = Counter()
-    for number, shard in enumerate(chunks(rows, SHARD_ROWS)):
-        label = f"{kind}, shard {number + 1} of {-(-len(rows) // SHARD_ROWS)}: batch"
+    """Fill rows[...][kind], one shard of different prompts at a time: an interrupted run keeps the shards that it
+    finished."""
+    keys = [masked_prompt(row, kind, profile.perturbation.image) or str(i) for i, row in enumerate(rows)]
+    prompts = dict(zip(reversed(keys), reversed(rows), strict=True))  # the first row with each prompt
+    shards, total, texts = chunks(list(dict.fromkeys(keys)), SHARD_ROWS), Counter(), {}
+    for number, shard in enumerate(shards):
+        label = f"{kind}, shard {number + 1} of {len(shards)}: batch"
+        asked = [prompts[key] for key in shard]
         made = artifacts.build(
             folder / "answers" / f"{kind}-{number:04d}.json",
-            lambda path, shard=shard, number=number, label=label: artifacts.write_json(
-                _shard(load(), shard, kind, profile.perturbation, number, label), path
+            lambda path, asked=asked, number=number, label=label: artifacts.write_json(
+                _shard(load(), asked, kind, profile.perturbation, number, label), path
             ),
             settings={
-                "prompts": _prompts_hash(shard),
+                "prompts": _prompts_hash(asked),
                 "perturbation": profile.perturbation,
                 "shard": number,
                 "quantisation": profile.quantisation,
@@ -135,9 +139,20 @@ def _add_answers(rows, kind, profile, base, folder, load):
         )
         answers = artifacts.read_json(made)
         total += Counter(answers["counts"])
-        for row, text in zip(shard, answers["texts"], strict=True):
-            row[kind] = text
-    print(f"{kind}: {len(rows)} answers, {total['again']} empty ones generated again")
+        texts |= zip(shard, answers["texts"], strict=True)
+    for row, key in zip(rows, keys, strict=True):
+        row[kind] = texts[key]
+    print(f"{kind}: {len(rows)} answers to {len(prompts)} prompts, {total['again']} empty ones generated again")
+
+
+def masked_prompt(row, kind, how):
+    """What a row's prompt consists of once masked: where it is the same, so is the answer. None for noise, of which no
+    two images are alike."""
+    if kind == "vision_biased":
+        return prompt_key("", row["image"])
+    if how == "noise":
+        return None
+    return prompt_key(row["question"], None if how == "none" else mask_image(row["image"], how))
 
 
 def _shard(loaded, rows, kind, settings, seed, label):

@@ -104,11 +104,25 @@ def test_packed_equals_plain_in_four_bits(attention):
     assert values <= 1e-5 and gradients <= 1e-5
 
 
+def test_stretches_by_hand(monkeypatch):
+    """Two rows, prompts of 2 and 3: the second response begins at 4 in one, at 5 in the other."""
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, 3, -1], [0, 0, 0, 1, 1, 2, 3, 3]])
+    monkeypatch.setattr(branches, "SHORTEST", 1)
+    assert branches.stretches(segments[:1]) == ((2, ()), (2, (0,)), (2, (0,)), (2, (0,)))
+    assert branches.stretches(segments) == ((2, ()), (2, (0,)), (2, (0, 1)), (2, (0, 1)))  # its prompt goes on to 3
+    monkeypatch.setattr(branches, "SHORTEST", 3)
+    assert branches.stretches(segments) == ((2, ()), (6, (0,)))
+    monkeypatch.setattr(branches, "SHORTEST", 2)
+    assert branches.stretches(segments[:, :6]) == ((2, ()), (2, (0,)), (2, (0, 1)))
+
+
+@pytest.mark.parametrize("shortest", [1, 64])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_attend_without_a_mask_in_every_family(monkeypatch, family):
-    """Half of the attention's work: the queries that are prompt in every row take the causal path, and nothing else."""
+def test_nobody_looks_at_keys_that_no_row_needs(monkeypatch, family, shortest):
+    """Prompts take the causal path without a mask; a response sees no stretch that is its siblings' in all rows."""
+    monkeypatch.setattr(branches, "SHORTEST", shortest)
     policy, processor = policy_of(family)
-    batch, calls, stock = make_batch(processor, ragged_rows(), packed=True), [], branches.sdpa_attention_forward
+    batch, calls, stock = make_batch(processor, ragged_rows(1), packed=True), [], branches.sdpa_attention_forward
 
     def spy(module, query, key, value, mask, **settings):
         if module.is_causal:
@@ -117,8 +131,20 @@ def test_prompts_attend_without_a_mask_in_every_family(monkeypatch, family):
 
     monkeypatch.setattr(branches, "sdpa_attention_forward", spy)
     measured(policy, batch)
-    shortest, length = (batch["segments"] == 0).sum(1).min().item(), batch["segments"].shape[1]
-    assert calls == [(shortest, shortest, True), (length - shortest, length, False)] * 2  # layers
+    prompt, *answers = ((batch["segments"] == k).sum().item() for k in range(5))
+    answers = answers if shortest == 1 else [sum(answers)]
+    assert calls == [(prompt, prompt, True), *((n, prompt + n, False) for n in answers)] * 2  # layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("checkpointing", [False, "not reentrant"])
+def test_packed_equals_plain_however_finely_it_is_cut(monkeypatch, family, n_rows, checkpointing):
+    monkeypatch.setattr(branches, "SHORTEST", 1)
+    policy, processor = policy_of(family, checkpointing=checkpointing)
+    assert len(make_batch(processor, ragged_rows(n_rows), packed=True)["stretches"]) > 3
+    values, gradients = packed_against_plain(policy, processor, ragged_rows(n_rows))
+    assert values <= 1e-12 and gradients <= 1e-7
 
 
 def test_attention_of_everybody_else_is_the_stock_one(monkeypatch):

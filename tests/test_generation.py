@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from test_packing import make_row, photo
+from tiny_families import BUILDERS as FAMILIES
+from tiny_families import tiny_family
 from tiny_models import tiny_llava
 
 from napo import packing
@@ -58,6 +60,31 @@ def test_batched_greedy_equals_one_by_one(model_and_processor, batch_size):
     answers = generate(model, processor, prompts, Perturbation(max_new_tokens=12, batch_size=batch_size))
     assert answers == expected
     assert len(set(answers)) > 3 and len({len(answer) for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_images_of_many_sizes_in_one_batch_get_the_answers_they_get_alone(family):
+    model, processor = tiny_family(family)
+    sizes = [(60, 40), (20, 60), (90, 20), (40, 40)]
+    prompts = [(make_row(i, image=photo(i, size)), True, i % 2 == 0) for i, size in enumerate(sizes)]
+    counted = Counted(model)
+    answers = generate(counted, processor, prompts, SETTINGS)
+    assert len(counted.calls) == 1 and len(set(answers)) > 1
+    assert answers == [generate(model, processor, [prompt], SETTINGS)[0] for prompt in prompts]
+
+
+def test_keys_and_values_are_kept_whatever_the_configuration_says(monkeypatch):
+    """After the prompt each step reads one token; a model saved by a training often says use_cache=False."""
+    model, processor = tiny_llava(seed=3)
+    model.config.use_cache = model.generation_config.use_cache = model.config.text_config.use_cache = False
+    read, stock = [], model.model.language_model.forward
+    monkeypatch.setattr(
+        model.model.language_model,
+        "forward",
+        lambda *a, **k: read.append(k["inputs_embeds"].shape[1]) or stock(*a, **k),
+    )
+    generate(model, processor, prompts_of_many_lengths(3)[:1], SETTINGS, min_new_tokens=12)
+    assert read[0] > 1 and read[1:] == [1] * 11
 
 
 def test_beam_search_is_stock_beam_search(model_and_processor):

@@ -82,21 +82,40 @@ def test_nothing_to_predict():
         assert head.target_logps(states[:0], targets[:0], layer).shape == (0,)
 
 
-class LargestWithVocabulary(TorchDispatchMode):
-    """Remembers the most rows of any tensor, other than the head's weight, whose last dimension is the vocabulary."""
+def test_a_sure_model_still_gets_its_gradient_in_bfloat16():
+    """Where p is near 1 the gradient is the small 1 - p: as the difference of two vectors it would be rounding."""
+    layer, states, _ = problem(n=40, hidden=64, dtype=torch.bfloat16)
+    sure = (3 * states).detach().requires_grad_()
+    targets = layer(sure).argmax(1)
+    exact = torch.nn.Linear(64, 11, bias=False).double().requires_grad_(False)
+    exact.weight.data = layer.weight.double()
+    inputs = sure.detach().double().requires_grad_()
+    known = -F.cross_entropy(exact(inputs), targets, reduction="none")
+    values = head.target_logps(sure, targets, layer)
+    close = ((known > -0.05) & (known < -1e-6)).nonzero()[:, 0]
+    assert len(close) > 5
+    found = torch.autograd.grad(values.sum(), sure)[0].double()[close]
+    expected = torch.autograd.grad(known.sum(), inputs)[0][close]
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.1
+
+
+class LargestLogits(TorchDispatchMode):
+    """Remembers the size of the largest product with rows of the head's weight: tokens x rows."""
 
     def __init__(self, weight):
         super().__init__()
-        self.vocabulary, self.weight, self.rows = len(weight), weight.data_ptr(), 0
+        self.weight, self.elements = weight, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if torch.is_tensor(tensor) and tensor.ndim and tensor.shape[-1] == self.vocabulary:
-                if tensor.data_ptr() == self.weight:
-                    continue
-                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
+        parts = [t for t in args if torch.is_tensor(t) and t.ndim == 2 and same_storage(t, self.weight)]
+        if parts and torch.is_tensor(out) and out.shape[-1] == parts[0].numel() // self.weight.shape[1]:
+            self.elements = max(self.elements, 0 if same_storage(out, self.weight) else out.numel())
         return out
+
+
+def same_storage(one, other):
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -104,14 +123,24 @@ def test_a_step_never_holds_more_logits_than_a_chunk_and_keeps_none(monkeypatch,
     policy, processor = policy_of("llava", torch.float32)
     weight = policy.get_base_model().lm_head.weight
     vocabulary = len(weight)
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 8 * vocabulary)
     batch, kept = make_batch(processor, ragged_rows(), packed), []
+    n_tokens = (batch["segments"] > 0).sum().item() if packed else batch["response_mask"].sum().item()
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 40 * n_tokens)
 
     def keep(tensor):
         kept.append(tuple(tensor.shape))
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), LargestWithVocabulary(weight) as largest:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), LargestLogits(weight) as largest:
         measured(policy, batch)
-    assert 0 < largest.rows <= 8 < batch["input_ids"].numel()
-    assert kept and not any(shape and shape[-1] == vocabulary for shape in kept)
+    assert largest.elements == 40 * n_tokens < vocabulary * n_tokens  # blocks of forty tokens of the vocabulary
+    assert kept and not any(shape and shape[-1] in (40, vocabulary) for shape in kept)
+
+
+def test_many_tokens_go_through_in_pieces(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_TOKENS", 3)
+    layer, states, targets = problem()
+    values = head.target_logps(states, targets, layer)
+    expected = -F.cross_entropy(layer(states), targets, reduction="none")
+    torch.testing.assert_close(values, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gradients_of(values, states), gradients_of(expected, states), rtol=1e-12, atol=1e-13)

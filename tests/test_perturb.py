@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from photographs import photograph, write_upstream
+from photographs import jpeg, photograph, write_upstream
 from PIL import Image
 from test_packing import make_row
 from tiny_models import save_tiny_llava
@@ -104,7 +108,7 @@ def test_empty_answers_are_generated_again_with_at_least_a_word(monkeypatch):
 
 def test_answers_that_stay_empty_are_counted_and_their_rows_dropped(monkeypatch, tmp_path, capsys):
     fake_generate(monkeypatch, lambda row: "" if row["row_id"].endswith(("1", "3")) else "bear", "")
-    write_upstream(tmp_path / "data.parquet", 8)
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i}?")
     pairs = data.read(perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs"))
     assert list(pairs["row_id"]) == [f"data.parquet:{i}" for i in (0, 2, 4, 5, 6, 7)]
     said = capsys.readouterr().out
@@ -121,7 +125,7 @@ def test_a_model_that_says_nothing_is_refused(monkeypatch, tmp_path):
 
 def test_an_answer_equal_to_the_chosen_one_is_kept_and_labelled_noise(monkeypatch, tmp_path):
     fake_generate(monkeypatch, lambda row: row["chosen"] if row["row_id"].endswith(("0", "6")) else "bear", "")
-    write_upstream(tmp_path / "data.parquet", 8)
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i}?")
     pairs = data.read(perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs"))
     assert len(pairs) == 8
     for kind in data.BIASED:
@@ -194,7 +198,7 @@ def test_processor_of_another_model_is_named_before_anything_is_generated(tmp_pa
 
 
 def test_an_interrupted_run_keeps_the_shards_that_it_finished(monkeypatch, tmp_path):
-    write_upstream(tmp_path / "data.parquet", 8)
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i}?")
     profile, calls = make_profile(tmp_path), []
     monkeypatch.setattr(perturb, "SHARD_ROWS", 3)
     state = {"die_at": 5}
@@ -225,6 +229,78 @@ def test_an_interrupted_run_keeps_the_shards_that_it_finished(monkeypatch, tmp_p
     assert calls == []
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import test_perturb
+from napo import perturb
+folder, shards = Path(sys.argv[1]), int(sys.argv[2])
+stock, done = perturb.generate, 0
+def generate(model, processor, prompts, *settings, **more):
+    global done
+    if "min_new_tokens" in more:  # the empty ones again
+        return stock(model, processor, prompts, *settings, **more)
+    if done == shards:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done += 1
+    with open(folder / "asked.txt", "a") as trace:
+        trace.write("".join(f"{row['row_id']} {image}\\n" for row, image, _ in prompts))
+    return stock(model, processor, prompts, *settings, **more)
+perturb.generate, perturb.SHARD_ROWS = generate, 3
+perturb.pairs(test_perturb.make_profile(folder), 0, runs_dir=folder / "runs")
+"""
+
+
+def test_killed_no_row_is_lost_and_none_asked_twice(root, tmp_path, monkeypatch):
+    """SIGKILL as the fifth shard begins; the second run makes the same bytes as one that nobody stopped."""
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        make_profile(tmp_path / name)
+        write_upstream(tmp_path / name / "data.parquet", 8, question=lambda i: f"what is {i}?")
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    folder = tmp_path / "killed"
+
+    def run(shards):
+        command = [sys.executable, "-c", KILLED, folder, str(shards)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return ended.returncode, (folder / "asked.txt").read_text().splitlines()
+
+    status, asked = run(4)
+    assert status == -signal.SIGKILL and len(asked) == 3 + 3 + 2 + 3
+    assert not (folder / "runs/paper/base-0/pairs.parquet").exists()
+    status, asked = run(99)
+    assert status == 0 and len(set(asked)) == len(asked) == 16
+    monkeypatch.setattr(perturb, "SHARD_ROWS", 3)
+    perturb.pairs(make_profile(tmp_path / "whole"), 0, runs_dir=tmp_path / "whole" / "runs")
+    made = [tmp_path / name / "runs/paper/base-0/pairs.parquet" for name in ("killed", "whole")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+
+
+@pytest.mark.parametrize("image, n_questions", [("none", 2), ("white", 4), ("noise", 8)])
+def test_the_same_masked_prompt_is_generated_once_over_all_shards(tmp_path, counted, monkeypatch, image, n_questions):
+    """Two questions, two sizes of image: 2 prompts without an image, 4 with a white one, 8 of noise."""
+    monkeypatch.setattr(perturb, "SHARD_ROWS", 3)
+    monkeypatch.setattr("photographs.photograph", lambda name: photograph(name).resize((32, 24 + 8 * (len(name) % 2))))
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i // 4}?", image_only=lambda i: "x")
+    profile = make_profile(tmp_path)
+    profile = dataclasses.replace(profile, perturbation=dataclasses.replace(profile.perturbation, image=image))
+    pairs = list(data.read(perturb.pairs(profile, 0, runs_dir=tmp_path / "runs")))
+    assert sum(counted) == n_questions
+    seen = {}
+    for row in pairs:
+        key = {"none": row["question"], "white": (row["question"], row["image"].size), "noise": row["row_id"]}[image]
+        assert seen.setdefault(key, row["language_biased"]) == row["language_biased"]
+    assert len(seen) == n_questions == len(set(seen.values()))
+
+
+def test_the_same_picture_is_looked_at_once(tmp_path, counted):
+    picture = jpeg(photograph("moon").resize((32, 24)))
+    same = {"bytes": picture, "path": "moon.jpg"}
+    write_upstream(tmp_path / "data.parquet", 8, image=lambda i: same, question_only=lambda i: "x")
+    pairs = data.read(perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs"))
+    assert sum(counted) == 1 and len(set(pairs["vision_biased"])) == 1
+
+
 def test_a_damaged_shard_is_generated_again(tmp_path, counted):
     write_upstream(tmp_path / "data.parquet", 8)
     path = perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs")
@@ -236,7 +312,7 @@ def test_a_damaged_shard_is_generated_again(tmp_path, counted):
 
 
 def test_other_questions_masks_or_models_are_generated_anew(tmp_path, counted):
-    write_upstream(tmp_path / "data.parquet", 8)
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i}?")
     profile = make_profile(tmp_path)
 
     def generated(profile):

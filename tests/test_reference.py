@@ -1,6 +1,7 @@
 """The reference store: current only for the same model, template, rows and settings, and spot-checked when read."""
 
 import copy
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -8,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from test_packing import make_row
+from test_packing import make_row, photo
 from tiny_models import save_tiny_llava, tiny_llava
 
 from napo import data, logps, models
@@ -191,3 +192,19 @@ def test_answers_that_were_cut_are_counted_and_said(world, capsys):
     frame = pd.read_parquet(logps.reference(short, 0, runs))
     assert (frame["n_cut"] == 2).all()  # "a cat 0" and "It is brown, I guess." with their end tokens
     assert "12 answers cut at the end" in capsys.readouterr().out
+
+
+def test_rows_that_training_could_not_batch_are_refused_when_the_reference_is_made(world):
+    """Batches of two in the file's order are all of one size; training would shuffle them."""
+    profile, runs = world
+    file = models.Path(profile.model) / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"] |= {"do_resize": False, "do_center_crop": False}
+    file.write_text(json.dumps(settings))
+    path = runs / "tiny" / "base-0" / "pairs.parquet"
+    sizes = [(24, 24)] * 2 + [(24, 30)] * 2
+    data.write([make_row(i, split="train", image=photo(i, size)) for i, size in enumerate(sizes)], path)
+    pairs = replace(profile, training=replace(profile.training, batch_size=2))
+    with pytest.raises(BadInput, match=r"row file\.parquet:2: pixel_values of size .* of row file\.parquet:0: make"):
+        logps.reference(pairs, 0, runs)
+    assert not path.with_name("reference.parquet").exists()

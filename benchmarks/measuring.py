@@ -1,0 +1,82 @@
+"""Time and memory of things that are called side by side: seconds interleaved, peaks in a fresh process."""
+
+import ctypes
+import gc
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+
+def synchronise(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(contestants, repeats, device, seconds, done):
+    """Calls each of `contestants` (dict name -> callable) in turn, `repeats` times over, after one warm-up each.
+
+    seconds  dict name -> list of (wall, CPU) seconds, the latter of all threads; grows here
+    done     is called after each repeat with the load average before it
+    """
+    for call in contestants.values():
+        call()
+    for _ in range(repeats):
+        load = os.getloadavg()[0]
+        for name, call in contestants.items():
+            synchronise(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            synchronise(device)
+            pair = (round(time.perf_counter() - wall, 4), round(time.process_time() - cpu, 4))
+            seconds.setdefault(name, []).append(pair)
+        done(load)
+
+
+def summary(seconds, ours):
+    """Medians with spread of times and of their ratios to `ours`, repeat by repeat: a busy machine slows both alike."""
+    out = {}
+    for name, pairs in seconds.items():
+        walls, cpus = zip(*pairs, strict=True)
+        row = {"wall_seconds": spread(walls), "cpu_seconds": spread(cpus)}
+        if name != ours:
+            for i, clock in enumerate(("wall", "cpu")):
+                ratios = [a[i] / b[i] for a, b in zip(pairs, seconds[ours], strict=True)]
+                row[f"{clock}_ratio"] = spread(ratios)
+        out[name] = row
+    return out
+
+
+def spread(values):
+    return {"median": round(statistics.median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+
+
+def peak_memory(step, device):
+    """MiB that a step holds above what is held before it (weights, adapter); of the second step."""
+    if device == "cpu":  # every tensor to its own pages, so that resident memory follows what is held
+        ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)
+    step()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return {"step_mib": mib(torch.cuda.max_memory_allocated() - before), "held_mib": mib(before)}
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    before = resident("VmRSS")
+    step()
+    return {"step_mib": mib(resident("VmHWM") - before), "held_mib": mib(before)}
+
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def mib(n_bytes):
+    return round(n_bytes / 2**20, 1)
