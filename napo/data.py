@@ -5,6 +5,7 @@ them takes `[rows[i] for i in range(...)]`, so that a list of dicts does as well
 """
 
 import io
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import datasets
 import pyarrow
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow.dataset import ParquetFragmentScanOptions
 
-from napo.artifacts import BadInput, shown
+from napo.artifacts import BadInput, progress, shown
 
 # Upstream names (RLAIF-V-Bias and the authors' script, which writes three variants of the masked image) -> ours.
 UPSTREAM_COLUMNS = {
@@ -28,7 +30,10 @@ TEXTS = ("question", "chosen", "rejected")
 BIASED = ("language_biased", "vision_biased")
 MAX_PIXELS = 50_000_000  # of one image; beyond it a row is refused rather than decoded
 SHOWN_ROWS = 20
-IN_MEMORY = 512 * 2**20  # bytes; a smaller parquet file is read into memory and leaves no copy in a cache
+IN_MEMORY = 512 * 2**20  # bytes; smaller parquet files are read into memory and leave no copy in a cache
+ROWS_AT_ONCE = 256  # held in memory while a file is written; also a row group of it
+STREAMED = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+MANY_ROWS = 2000  # from here on checking them takes long enough for lines of progress
 
 FEATURES = {
     "row_id": datasets.Value("string"),
@@ -73,7 +78,13 @@ def _read(source, revision):
     files = local_files(source) if path.is_dir() else [path]
     if not files:
         raise BadInput(f"{shown(path)}: no parquet file in this folder")
-    return datasets.concatenate_datasets([_numbered(_from_file(file), file.name) for file in files])
+    return from_files(files)
+
+
+def from_files(files):
+    """The rows of parquet files, one file after another; together too large for memory, they are mapped."""
+    mapped = sum(file.stat().st_size for file in files if file.exists()) >= IN_MEMORY
+    return datasets.concatenate_datasets([_numbered(_from_file(file, mapped), file.name) for file in files])
 
 
 def local_files(source):
@@ -84,13 +95,14 @@ def local_files(source):
     return [path] if path.suffix == ".parquet" and path.exists() else []
 
 
-def _from_file(file):
+def _from_file(file, mapped):
     if not file.exists():
         raise BadInput(f"{shown(file)}: no such file")
     try:
-        if file.stat().st_size < IN_MEMORY:
+        if not mapped:
             return datasets.Dataset(pq.read_table(file))
-        return datasets.Dataset.from_parquet(str(file))  # mapped from an Arrow copy in datasets' own cache
+        few = {"batch_size": ROWS_AT_ONCE, "fragment_scan_options": STREAMED}  # else a whole row group at once
+        return datasets.Dataset.from_parquet(str(file), **few)  # mapped from an Arrow copy in datasets' own cache
     except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise BadInput(f"{shown(file)} is damaged or no parquet file ({reason}): get it again") from error
@@ -124,7 +136,7 @@ def our_columns(dataset):
 def find_bad_rows(dataset):
     """What is wrong with each bad row of an undecoded Dataset: dict row number -> (row_id, reason)."""
     problems = {}
-    for i, row in enumerate(dataset):
+    for i, row in enumerate(progress(dataset, "rows checked") if len(dataset) >= MANY_ROWS else dataset):
         reason = text_problem(row) or image_problem(row["image"])
         if reason:
             problems[i] = (row["row_id"], reason)
@@ -173,20 +185,66 @@ def _listed(problems: dict[int, tuple[str, str]]):
 def write(rows: Iterable[dict], path):
     """Rows to a parquet file that `datasets` reads back with images; extra columns of text stay as they are.
 
-    Images are stored as PNG: one that came from a JPEG would be compressed, and so changed, a second time.
+    Few rows are in memory at a time. An undecoded image {bytes, path} keeps its bytes; a decoded one is stored as PNG,
+    since a JPEG would be compressed, and so changed, a second time. Raises BadInput if there is no row.
     """
-    rows = [row | {"image": row["image"].copy()} for row in rows]  # a copy has forgotten the format it came in
-    extra = [name for name in rows[0] if name not in FEATURES]
-    features = {name: feature for name, feature in FEATURES.items() if name in rows[0]}
-    features |= {name: datasets.Value("string") for name in extra}
-    datasets.Dataset.from_list(
-        [{name: row[name] for name in features} for row in rows], datasets.Features(features)
-    ).to_parquet(str(path))
+    rows, schema, writer = iter(rows), None, None
+    try:
+        while some := [row | {"image": stored_image(row["image"])} for row in itertools.islice(rows, ROWS_AT_ONCE)]:
+            features = schema or _features(some[0])
+            table = datasets.Dataset.from_list([{name: row[name] for name in features} for row in some], features).data
+            schema, writer = features, writer or pq.ParquetWriter(str(path), features.arrow_schema)
+            writer.write_table(table.table.cast(features.arrow_schema))
+    finally:
+        if writer:
+            writer.close()
+    if not writer:
+        raise BadInput(f"{shown(path)}: no row to write")
+
+
+def _features(row):
+    """The types of a row's columns: ours, and text for any other."""
+    known = {name: feature for name, feature in FEATURES.items() if name in row}
+    return datasets.Features(known | {name: datasets.Value("string") for name in row if name not in FEATURES})
+
+
+def stored_image(image):
+    """What a file keeps of an image: its own bytes where it was not decoded, wherever they lie, else itself."""
+    if not isinstance(image, dict):
+        return image.copy()  # a copy has forgotten the format it came in
+    return {"bytes": image_bytes(image), "path": image.get("path") and Path(image["path"]).name}
+
+
+def image_bytes(image):
+    """Bytes that tell one image from another: those of its file if it is undecoded, else its size and pixels."""
+    if isinstance(image, dict):
+        return image["bytes"] or Path(image["path"]).read_bytes()
+    return str(image.size).encode() + image.tobytes()
+
+
+def image_size(image):
+    """(width, height) of an image, undecoded or not."""
+    if not isinstance(image, dict):
+        return image.size
+    with Image.open(io.BytesIO(image_bytes(image))) as opened:
+        return opened.size
+
+
+def undecoded(rows):
+    """The same rows with images as {bytes, path}; rows in a list stay as they are."""
+    return rows.cast_column("image", datasets.Image(decode=False)) if isinstance(rows, datasets.Dataset) else rows
+
+
+def column(rows, name):
+    """One column of a Dataset or of a list of dicts, as a list; no image is read for it."""
+    return list(rows[name]) if isinstance(rows, datasets.Dataset) else [row[name] for row in rows]
 
 
 def read(path):
     """Rows of a pairs file that this kit wrote, as a Dataset that decodes images. Raises BadInput if it is damaged."""
-    return _from_file(Path(path)).cast_column("image", datasets.Image(mode="RGB"))
+    path = Path(path)
+    mapped = path.exists() and path.stat().st_size >= IN_MEMORY
+    return _from_file(path, mapped).cast_column("image", datasets.Image(mode="RGB"))
 
 
 def part(rows, split):

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from napo import artifacts, packing
+from napo import artifacts, data, packing
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def answer_batch(model, processor, texts, images, settings, min_new_tokens=None)
 
 def prompt_key(text, image):
     """Two prompts with one key get the same answer under greedy decoding."""
-    pixels = b"" if image is None else str(image.size).encode() + image.tobytes()
+    pixels = b"" if image is None else data.image_bytes(image)
     return hashlib.sha256(text.encode() + b"\0" + pixels).hexdigest()
 
 

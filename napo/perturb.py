@@ -89,70 +89,97 @@ def desk():
 
 
 def _make_pairs(path, profile, base, folder, bad_rows):
-    """Source rows, then each kind of biased answer that they lack, then the truth where it is known."""
+    """Source rows, then each kind of biased answer that they lack, then the truth where it is known. Texts are held in
+    memory; images are read when they are asked about, and once more when they are written."""
     load = models.LoadOnce(functools.partial(models.load_base, profile, base))
     rows = source_rows(profile, base, load, bad_rows)
+    splits, texts = split_of(rows, profile), {}
     for kind in data.BIASED:
-        if kind not in rows[0]:
-            _add_answers(rows, kind, profile, base, folder, load)
-    kept = [row for row in rows if all((row[kind] or "").strip() for kind in data.BIASED)]
+        brought = kind in rows[0]
+        texts[kind] = data.column(rows, kind) if brought else _answers(rows, kind, profile, base, folder, load)
+    kept = [i for i in range(len(rows)) if all((texts[kind][i] or "").strip() for kind in data.BIASED)]
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept)} rows dropped: their biased answer stayed empty")
     if not kept:
         raise BadInput(f"{profile.data}: every biased answer of {len(rows)} rows is empty; is this a chat model?")
-    data.write(label_noise(kept, profile), path)
+    stored = data.undecoded(rows)
+    whole = (stored[i] | {"split": splits[i]} | {kind: texts[kind][i] for kind in data.BIASED} for i in kept)
+    data.write(label_noise(whole, profile), path)
 
 
 def source_rows(profile, base, load, bad_rows="stop"):
-    """The preference rows before perturbation, each with its split: a list of dicts with decoded images."""
+    """The preference rows before perturbation: a Dataset that decodes an image when its row is read, or the desk
+    world's list of dicts."""
     if profile.is_desk:
         return desk().preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
     rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.revision, bad_rows)
     if len(rows) < 2:
         raise BadInput(f"{profile.data}: one usable row only: give at least two, one to train on and one to hold out")
+    return rows
+
+
+def split_of(rows, profile):
+    """ "train" or "heldout" for every row: the desk world's own; elsewhere the last rows are held out."""
+    if profile.is_desk:
+        return data.column(rows, "split")
     n_heldout = max(len(rows) - profile.rows, min(profile.heldout_rows, max(1, len(rows) // 5)))
-    return [{**row, "split": "train" if i < len(rows) - n_heldout else "heldout"} for i, row in enumerate(rows)]
+    return ["train" if i < len(rows) - n_heldout else "heldout" for i in range(len(rows))]
 
 
-def _add_answers(rows, kind, profile, base, folder, load):
-    """Fill rows[...][kind], one shard of different prompts at a time: an interrupted run keeps the shards that it
-    finished."""
-    keys = [masked_prompt(row, kind, profile.perturbation.image) or str(i) for i, row in enumerate(rows)]
-    prompts = dict(zip(reversed(keys), reversed(rows), strict=True))  # the first row with each prompt
-    shards, total, texts = chunks(list(dict.fromkeys(keys)), SHARD_ROWS), Counter(), {}
-    for number, shard in enumerate(shards):
-        label = f"{kind}, shard {number + 1} of {len(shards)}: batch"
-        asked = [prompts[key] for key in shard]
-        made = artifacts.build(
+def _answers(rows, kind, profile, base, folder, load):
+    """One kind of biased answer for every row, one shard of different prompts at a time: an interrupted run keeps the
+    shards that it finished, and only the images of one shard are in memory."""
+    stored, how = data.undecoded(rows), profile.perturbation.image
+    keys = [masked_prompt(stored[i], kind, how) or str(i) for i in range(len(rows))]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first row with each prompt
+    shards = [
+        (
             folder / "answers" / f"{kind}-{number:04d}.json",
-            lambda path, asked=asked, number=number, label=label: artifacts.write_json(
-                _shard(load(), asked, kind, profile.perturbation, number, label), path
-            ),
-            settings={
-                "prompts": _prompts_hash(asked),
-                "perturbation": profile.perturbation,
-                "shard": number,
-                "quantisation": profile.quantisation,
-                "model": models.identity(profile, base),
-            },
-            modules=("perturb",),
+            shard,
+            _shard_made_from(stored, shard, number, profile, base),
         )
-        answers = artifacts.read_json(made)
+        for number, shard in enumerate(chunks([first[key] for key in dict.fromkeys(keys)], SHARD_ROWS))
+    ]
+    left = [path for path, _, made_from in shards if not artifacts.is_current(path, **made_from)]
+    if len(left) < len(shards):
+        print(f"{kind}: {len(shards) - len(left)} of {len(shards)} shards finished earlier")
+    steps, texts, total = artifacts.progress(len(left), f"{kind}: shard"), {}, Counter()
+    for number, (path, shard, made_from) in enumerate(shards):
+
+        def make(temporary, shard=shard, number=number):
+            label = f"{kind}, shard {number + 1} of {len(shards)}: batch"
+            some = [rows[i] for i in shard]
+            artifacts.write_json(_shard(load(), some, kind, profile.perturbation, number, label), temporary)
+
+        answers = artifacts.read_json(artifacts.build(path, make, **made_from))
         total += Counter(answers["counts"])
-        texts |= zip(shard, answers["texts"], strict=True)
-    for row, key in zip(rows, keys, strict=True):
-        row[kind] = texts[key]
-    print(f"{kind}: {len(rows)} answers to {len(prompts)} prompts, {total['again']} empty ones generated again")
+        texts |= zip((keys[i] for i in shard), answers["texts"], strict=True)
+        if path in left and len(left) > 1:
+            steps.step()
+    print(f"{kind}: {len(rows)} answers to {len(first)} prompts, {total['again']} empty ones generated again")
+    return [texts[key] for key in keys]
 
 
 def masked_prompt(row, kind, how):
-    """What a row's prompt consists of once masked: where it is the same, so is the answer. None for noise, of which no
-    two images are alike."""
+    """What an undecoded row's prompt consists of once masked: where it is the same, so is the answer. None for noise,
+    of which no two images are alike."""
     if kind == "vision_biased":
         return prompt_key("", row["image"])
     if how == "noise":
         return None
-    return prompt_key(row["question"], None if how == "none" else mask_image(row["image"], how))
+    return prompt_key(row["question"] if how == "none" else f"{row['question']} {data.image_size(row['image'])}", None)
+
+
+def _shard_made_from(stored, shard, number, profile, base):
+    """What the answers of one shard (numbers of undecoded rows) depend on, as `artifacts.build` takes it."""
+    settings = {
+        "prompts": _prompts_hash(stored[i] for i in shard),
+        "perturbation": profile.perturbation,
+        "shard": number,
+        "quantisation": profile.quantisation,
+        "model": models.identity(profile, base),
+    }
+    return {"settings": settings, "modules": ("perturb",)}
 
 
 def _shard(loaded, rows, kind, settings, seed, label):
@@ -164,15 +191,15 @@ def _shard(loaded, rows, kind, settings, seed, label):
 def _prompts_hash(rows):
     total = hashlib.sha256()
     for row in rows:
-        total.update(row["question"].encode() + b"\0" + row["image"].tobytes())
+        total.update(row["question"].encode() + b"\0" + data.image_bytes(row["image"]))
     return total.hexdigest()
 
 
 def label_noise(rows, profile):
-    """Adds is_noise_<kind>: known in the desk world, elsewhere null; an answer equal to the chosen one is noise
-    everywhere, for its pair asks to prefer a text to itself."""
-    rows = desk().label_noise(rows) if profile.is_desk else rows
-    return [row | {f"is_noise_{kind}": is_noise(row, kind) for kind in data.BIASED} for row in rows]
+    """Adds is_noise_<kind>, row by row: known in the desk world, elsewhere null; an answer equal to the chosen one is
+    noise everywhere, for its pair asks to prefer a text to itself."""
+    for row in desk().label_noise(list(rows)) if profile.is_desk else rows:
+        yield row | {f"is_noise_{kind}": is_noise(row, kind) for kind in data.BIASED}
 
 
 def is_noise(row, kind):
