@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from napo import hub
 from napo.artifacts import BadInput, progress, shown
 
 # Upstream names (RLAIF-V-Bias and the authors' script, which writes three variants of the masked image) -> ours.
@@ -50,10 +51,10 @@ def load_source(source, rows=0, revision=None, bad_rows="stop"):
     number).
 
     source    a parquet file, a folder of parquet files, or a hub id
-    rows      how many at most, from the start; 0 = all
+    rows      how many at most, from the start, and of a hub id only the files that hold them; 0 = all
     bad_rows  "stop": raise BadInput that lists them; "drop": leave them out and say how many
     """
-    dataset = _read(source, revision)
+    dataset = _read(source, revision, rows)
     missing = [name for name in REQUIRED if name not in dataset.column_names]
     if missing:
         raise BadInput(f"{source}: no column {', '.join(missing)} (found {', '.join(dataset.column_names)})")
@@ -70,11 +71,11 @@ def load_source(source, rows=0, revision=None, bad_rows="stop"):
     return dataset.cast_column("image", datasets.Image(mode="RGB"))
 
 
-def _read(source, revision):
+def _read(source, revision, rows):
     """The rows as they lie in the file, folder or hub repository, each with the name of its file and its number."""
     path = Path(source)
     if path.suffix != ".parquet" and not path.exists():
-        return _numbered(_from_hub(source, revision), str(source))
+        return from_files(hub.parquet_files(str(source), revision, rows))
     files = local_files(source) if path.is_dir() else [path]
     if not files:
         raise BadInput(f"{shown(path)}: no parquet file in this folder")
@@ -106,16 +107,6 @@ def _from_file(file, mapped):
     except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise BadInput(f"{shown(file)} is damaged or no parquet file ({reason}): get it again") from error
-
-
-def _from_hub(name, revision):
-    try:
-        return datasets.load_dataset(name, revision=revision, split="train")
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"cannot load the data set {name!r} ({reason}): give a parquet file by DATA=... or check the network"
-        ) from error
 
 
 def _numbered(dataset, file_name):

@@ -256,16 +256,15 @@ def _bring_dataset(source, folder, say, endpoint):
     if folder.has(source.path):
         return say(f"there    {source.path}/")
     say(f"fetching {source.path}/ from {source.repo} [{source.licence}]")
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # HTTPError: of the client that it uses
 
     target = folder.path / source.path
     try:
         hub = HfApi(endpoint=endpoint)
         commit = hub.dataset_info(source.repo, revision=source.revision).sha
         hub.snapshot_download(source.repo, repo_type="dataset", revision=commit, local_dir=target)
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BadInput(f"{source.repo}: {reason[:200]}; run the same command again to go on") from None
     for archive in sorted(target.rglob("*.zip")):

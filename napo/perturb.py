@@ -65,7 +65,7 @@ def pairs(profile, base, runs_dir="runs", bad_rows="stop"):
     folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
     settings = {
         "model": models.identity(profile, base),
-        "data": profile.data,
+        "data": [profile.data, profile.data_revision],
         "rows": [profile.rows, profile.heldout_rows],
         "perturbation": profile.perturbation,
         "quantisation": profile.quantisation,
@@ -112,7 +112,7 @@ def source_rows(profile, base, load, bad_rows="stop"):
     world's list of dicts."""
     if profile.is_desk:
         return desk().preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
-    rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.revision, bad_rows)
+    rows = data.load_source(profile.data, profile.rows + profile.heldout_rows, profile.data_revision, bad_rows)
     if len(rows) < 2:
         raise BadInput(f"{profile.data}: one usable row only: give at least two, one to train on and one to hold out")
     return rows

@@ -108,7 +108,8 @@ class Profile:
     name: str
     model: str = "desk"  # "desk", a hub id or a local folder
     data: str = "desk"  # "desk", a hub id, or a parquet file or folder
-    revision: str | None = None
+    revision: str | None = None  # of the model on the hub; None: recorded at first use (napo/preflight.py)
+    data_revision: str | None = None  # of the data on the hub, likewise
     rows: int = 480  # training rows
     heldout_rows: int = 240  # rows that no training sees: noise measurement, held-out preferences
     bases: tuple[int, ...] = (0,)
