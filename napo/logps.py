@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from napo import artifacts, branches, data, models, packing
+from napo import artifacts, branches, data, memory, models, packing
 from napo.artifacts import BadInput
 from napo.head import target_logps
 from napo.profiles import KINDS
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}  # nats a sequence: what rounding may leave of a difference that is 0
+LOWER = "lower batch_size or max_length of Training or Evaluation in napo/profiles.py, or use PROFILE=paper_small"
 
 
 class ResponseLogps(nn.Module):
@@ -160,7 +161,8 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
             for row in encoded if batch_size > 1 else ():  # training shuffles: any two may come to share a batch
                 packing.check_one_size(row, first)
             batch = to_device(collate(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
-            sums = by_kind(batch_logps(model, batch).float().cpu(), kinds)
+            with memory.held(f"{len(numbers)} rows from {encoded[0]['row_id']} on", LOWER):
+                sums = by_kind(batch_logps(model, batch).float().cpu(), kinds)
             frame = {"row_id": [row["row_id"] for row in encoded], "n_cut": [row["n_cut"] for row in encoded]}
             for kind in kinds:
                 frame[f"logps_{kind}"] = sums[kind].numpy()

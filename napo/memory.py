@@ -5,6 +5,7 @@ on its seven linear layers, per token: about 12 vectors of the hidden size and 4
 checkpointing one vector a layer and one layer in full. tests/test_memory.py holds them against what torch really keeps.
 """
 
+import contextlib
 import re
 
 import torch
@@ -89,6 +90,15 @@ def check_fits(predicted, available):
             f"this training needs about {gib(predicted['total'])} and {gib(available)} are free: "
             f"{describe(predicted)}; lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
         )
+
+
+@contextlib.contextmanager
+def held(what, remedy):
+    """Where the device's memory does not hold `what` after all: BadInput with one line that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BadInput(f"out of memory: the device does not hold {what}; {remedy}") from error
 
 
 def available(device):

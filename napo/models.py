@@ -85,7 +85,8 @@ def load(name, quantisation, device="cpu", revision=None):
     """
     check_device(device)
     dtype = getattr(torch, quantisation.dtype)
-    settings = {"dtype": dtype, "use_safetensors": True, "device_map": {"": device}}
+    place = torch.cuda.current_device() if device == "cuda" else device  # of several processes each has its own
+    settings = {"dtype": dtype, "use_safetensors": True, "device_map": {"": place}}
     try:
         if quantisation.four_bit:
             settings["quantization_config"] = four_bit_config(name, quantisation, revision)

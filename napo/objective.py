@@ -66,7 +66,13 @@ def objective(
         loss = loss + method.anchor_weight * losses.anchor_loss(chosen_logratio, beta).mean()
     chosen_reward = beta * chosen_logratio
     metrics |= {"rewards/chosen": chosen_reward.mean().item(), "logps/chosen": policy_logps["chosen"].mean().item()}
-    return loss, metrics
+    return loss, metrics | over_pairs(metrics, [term.kind for term in method.terms])
+
+
+def over_pairs(metrics, kinds):
+    """TRL's two names without a kind: margin and accuracy over all pairs of the batch, whatever their kind."""
+    names = ("rewards/margins", "rewards/accuracies") if kinds else ()
+    return {name: sum(metrics[f"{name}_{kind}"] for kind in kinds) / len(kinds) for name in names}
 
 
 def swap(chosen, rejected, flipped):

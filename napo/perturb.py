@@ -12,13 +12,14 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from napo import artifacts, data, models, packing
+from napo import artifacts, data, memory, models, packing
 from napo.artifacts import BadInput
 from napo.generation import chunks, generate, prompt_key
 
 FILLS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (127, 127, 127)}
 MASKS = ("none", *FILLS, "noise")
 SHARD_ROWS = 512
+LOWER = "lower Perturbation.batch_size in napo/profiles.py, or use PROFILE=paper_small; finished shards are kept"
 
 
 def mask_image(image, how, rng=None):
@@ -184,7 +185,8 @@ def _shard_made_from(stored, shard, number, profile, base):
 
 def _shard(loaded, rows, kind, settings, seed, label):
     packing.check_image_tokens(*loaded, rows[0])
-    texts, counts = biased_answers(*loaded, rows, kind, settings, seed, label)
+    with memory.held(f"{settings.batch_size} prompts with {settings.num_beams} beams", LOWER):
+        texts, counts = biased_answers(*loaded, rows, kind, settings, seed, label)
     return {"texts": texts, "counts": counts}
 
 

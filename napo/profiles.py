@@ -127,6 +127,7 @@ class Profile:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     device: str = "cpu"
+    report_to: tuple[str, ...] = ()  # where Trainer logs besides steps.jsonl: "tensorboard", "wandb"; in no key
     workers: int = 2  # cells trained side by side; 1 on a GPU
     threads: int = 1  # of torch, per process: models this small are fastest on one; 0 = torch's own choice
 
@@ -225,7 +226,11 @@ PROFILES = {
         heldout_rows=500,
         probe_rows=1000,
         probe_epochs=1,
-        perturbation=Perturbation(num_beams=3, max_new_tokens=1024, batch_size=8),  # authors: 3 beams, temperature 0
+        perturbation=Perturbation(  # authors: 3 beams, temperature 0
+            num_beams=3,
+            max_new_tokens=1024,
+            batch_size=4,  # ours: the cache of 4 x 3 beams fits a 24 GB card (napo/budget.py)
+        ),
         quantisation=Quantisation(
             compute_dtype="bfloat16", dtype="bfloat16"
         ),  # ours: NF4; authors: bf16, all weights trained
@@ -238,36 +243,58 @@ PROFILES = {
             accumulation=32,  # authors: 4 accumulation steps on 8 GPUs
             gradient_checkpointing=True,
         ),
-        evaluation=Evaluation(("heldout_pairs",), items=500, max_new_tokens=256, batch_size=8),
+        evaluation=Evaluation(("heldout_pairs",), items=500, max_new_tokens=256, batch_size=4),
         device="cuda",
         workers=1,
         threads=0,
     ),
 }
+PROFILES["paper_small"] = replace(  # ours: a 12 GB card; the same data and objective
+    PROFILES["paper"],
+    name="paper_small",
+    rows=1000,
+    perturbation=replace(PROFILES["paper"].perturbation, batch_size=1),
+    lora=Lora(r=16, alpha=32),
+    training=replace(PROFILES["paper"].training, max_length=1024),
+    evaluation=replace(PROFILES["paper"].evaluation, batch_size=1),
+)
+ALL_ROWS = 10**9  # more than any file has
 
 
-def get(name, *, model="", data="", rows=0, device="", benchmarks=""):
+def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to=""):
     """The profile of that name, with what the user overrides put in its place.
 
-    An empty string or 0 keeps the profile's own value. `rows` also bounds the held-out rows; `benchmarks` is a folder
-    with the data of official benchmarks, one sub-folder each, which then are asked with the paper's decoding.
-    Raises BadInput for an unknown name, a negative number of rows, or a folder without benchmarks.
+    An empty string or 0 keeps the profile's own value. `rows` is a number of training rows or "all" of the data, and
+    also bounds the held-out rows; `benchmarks` is a folder with the data of official benchmarks, one sub-folder each,
+    which then are asked with the paper's decoding; `report_to` names logging back ends, "tensorboard,wandb".
+    Raises BadInput for an unknown name, no number of rows, or a folder without benchmarks.
     """
     if name not in PROFILES:
         raise BadInput(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
-    if rows < 0:
-        raise BadInput(f"rows={rows} is negative: give a number of training rows, or 0 for the profile's own")
-    profile = PROFILES[name]
+    profile, rows = PROFILES[name], number_of_rows(rows)
     changes = {
         key: value for key, value in {"model": model, "data": data, "rows": rows, "device": device}.items() if value
     }
+    if rows == ALL_ROWS and (data or profile.data) == "desk":
+        raise BadInput("rows=all: the desk world makes as many rows as it is asked for; give a number")
     if rows:
         changes["heldout_rows"] = min(profile.heldout_rows, rows)
+    if report_to:
+        changes["report_to"] = tuple(report_to.replace(",", " ").split())
     if device and device != "cuda":
         changes["quantisation"] = replace(profile.quantisation, compute_dtype="float32", dtype="float32")
     if benchmarks:
         changes["evaluation"] = _official(profile, benchmarks)
     return replace(profile, **changes)
+
+
+def number_of_rows(text):
+    """A number of rows as a user gives it: 0 for none given. Raises BadInput."""
+    if text == "all":
+        return ALL_ROWS
+    if str(text or 0).isdecimal():
+        return int(text or 0)
+    raise BadInput(f"rows={text}: give a number of training rows, all, or nothing for the profile's own")
 
 
 def _official(profile, folder):

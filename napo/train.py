@@ -16,13 +16,17 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from napo import artifacts, branches, corrupt, data, labels, logps, memory, models, noise, packing, posterior
+from napo import artifacts, branches, corrupt, data, labels, logps, memory, models, noise, packing, posterior, reporting
 from napo.artifacts import BadInput
 from napo.objective import objective
 from napo.profiles import CORRUPTED, KINDS, METHODS
 
 MODULES = ("train",)
 START_TOLERANCE = logps.TOLERANCE
+LOWER = (
+    "in napo/profiles.py lower batch_size (and raise accumulation as much), max_length or the adapter's r, set "
+    "gradient_checkpointing, or use PROFILE=paper_small; the same command goes on from the last checkpoint"
+)
 
 
 class EncodedRows(Dataset):
@@ -135,6 +139,12 @@ class PreferenceTrainer(Trainer):
             return {kind: 1 - columns["posterior"][kind] for kind in self.kinds}
         return None
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Trainer's, and a line on what to lower where the device runs out of memory, in forward or backward."""
+        what = f"rows {', '.join(inputs['row_ids'])} of step {self.state.global_step + 1} in training"
+        with memory.held(what, LOWER):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Warm-up rounded down: rounded up, as Trainer does, the only step of a short training has learning rate 0."""
         if self.args.warmup_steps < 1:
@@ -152,15 +162,24 @@ class PreferenceTrainer(Trainer):
             )
 
     def log(self, logs, start_time=None):
+        """Adds the metrics of the step: means over its micro-batches, and over devices."""
         if "loss" in logs and self.collected:
-            names = self.collected[0]
-            logs |= {name: float(np.mean([metrics[name] for metrics in self.collected])) for name in names}
+            names = list(self.collected[0])
+            means = torch.tensor([np.mean([metrics[name] for metrics in self.collected]) for name in names])
+            means = self.accelerator.reduce(means.to(self.accelerator.device), "mean")
+            logs |= dict(zip(names, means.tolist(), strict=True))
             self.collected = []
         super().log(logs, start_time)
 
     def _save(self, output_dir=None, state_dict=None):
-        """A checkpoint holds the adapter in peft's own format and nothing of the base."""
-        self.model.model.save_pretrained(output_dir or self.args.output_dir)
+        """A checkpoint holds the adapter in peft's own format and nothing of the base.
+
+        state_dict  where the weights are sharded (FSDP): all of them, gathered, by their names in this module
+        """
+        gathered = (
+            {} if state_dict is None else {"state_dict": {k.removeprefix("model."): v for k, v in state_dict.items()}}
+        )
+        self.model.model.save_pretrained(output_dir or self.args.output_dir, **gathered)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         peft_model = self.model.model
@@ -193,6 +212,7 @@ def arguments(training, folder, seed, device):
         use_cpu=device == "cpu",
         bf16=False,
         label_names=[],
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -212,6 +232,8 @@ def fit(
     dtype="float32",
     probe=None,
     mask="none",
+    report_to=(),
+    save_to=None,
 ):
     """Train a fresh adapter on `rows` with a method; goes on from the last checkpoint in `checkpoints` if there is one.
 
@@ -219,6 +241,8 @@ def fit(
     checkpoints folder that is this training's own
     probe       DataFrame of `margins.noise_table`, for a method that calibrates alpha on it
     mask        what stood for the masked image, for a method that estimates the noise
+    report_to   logging back ends besides what is returned; TensorBoard's files go to logs/ beside the checkpoints
+    save_to     folder for the adapter, if it is to be saved
     Returns (peft model, list of what was logged per optimiser step).
     """
     kinds = method.kinds if method.terms else ("chosen", "rejected")
@@ -247,9 +271,12 @@ def fit(
         args=arguments(training, checkpoints, seed, device),
         train_dataset=EncodedRows(rows, processor, kinds, reference, training.max_length, flipped),
         data_collator=collator(kinds, processor.tokenizer.pad_token_id, packing.collation(policy, training.packed)),
+        callbacks=reporting.callbacks(report_to, Path(checkpoints).parent / "logs"),
     )
     trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if save_to:
+        trainer.save_model(str(save_to))
     return policy, [step for step in trainer.state.log_history if "loss" in step]
 
 
@@ -271,22 +298,17 @@ def cell_folder(profile, cell, runs_dir="runs"):
 def train_cell(cell, profile, runs_dir="runs"):
     """One cell of the comparison: cells/<cell>/{steps.jsonl, adapter/}, made unless they are current. Returns the
     folder."""
-    method = METHODS[cell.method]
     folder = cell_folder(profile, cell, runs_dir)
-    if not method.trained:
+    if not METHODS[cell.method].trained:
         return folder
     labels.check_noise(cell, profile)
-    settings, inputs = cell_settings(profile, cell), training_inputs(profile, cell, runs_dir)
-    modules = cell_modules(cell)
-    key = artifacts.key(settings=settings, modules=modules, inputs=inputs)
-    checkpoints = folder / f"checkpoints-{key[:12]}"
+    made_from = cell_made_from(cell, profile, runs_dir)
+    checkpoints = cell_checkpoints(cell, profile, runs_dir)
     artifacts.build(
         folder / "adapter",
         lambda path: _train(path, cell, profile, runs_dir, checkpoints),
-        settings=settings,
-        modules=modules,
-        inputs=inputs,
         seeds=[cell.seed],
+        **made_from,
     )
     artifacts.build(
         folder / "steps.jsonl",
@@ -304,6 +326,31 @@ def cell_modules(cell):
     """The modules that make a cell's adapter."""
     estimate = ("posterior",) if METHODS[cell.method].estimate else ()
     return (*MODULES, *estimate, *(("world.leak",) if cell.noise_kind == "leak" else ()))
+
+
+def is_finished(cell, profile, runs_dir="runs"):
+    """Whether a cell's adapter is current."""
+    return artifacts.is_current(
+        cell_folder(profile, cell, runs_dir) / "adapter", **cell_made_from(cell, profile, runs_dir)
+    )
+
+
+def take_part(path, cell, profile, runs_dir="runs"):
+    """The training of a cell in a process whose result counts only through the others' (napo/launch.py); what it
+    writes goes to the folder `path`."""
+    _train(path, cell, profile, runs_dir, cell_checkpoints(cell, profile, runs_dir))
+
+
+def cell_made_from(cell, profile, runs_dir="runs"):
+    """What a cell's adapter depends on, as `artifacts.build` takes it."""
+    settings, inputs = cell_settings(profile, cell), training_inputs(profile, cell, runs_dir)
+    return {"settings": settings, "modules": cell_modules(cell), "inputs": inputs}
+
+
+def cell_checkpoints(cell, profile, runs_dir="runs"):
+    """Folder of a cell's checkpoints: never those of a training with other settings."""
+    key = artifacts.key(**cell_made_from(cell, profile, runs_dir))
+    return cell_folder(profile, cell, runs_dir) / f"checkpoints-{key[:12]}"
 
 
 def cell_settings(profile, cell):
@@ -363,10 +410,12 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         dtype=profile.quantisation.dtype,
         probe=artifacts.read_parquet(probe[0], "02") if probe else None,
         mask=profile.perturbation.image,
+        report_to=profile.report_to,
+        save_to=path,
     )
     if profile.device == "cuda":
         peak = memory.gib(torch.cuda.max_memory_allocated())
         print(f"memory measured: {memory.describe(memory.measured(policy))}; {peak} at the peak")
-    policy.save_pretrained(str(path))
     steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
+    path.mkdir(parents=True, exist_ok=True)  # of several processes one saves
     (path / "steps.jsonl").write_text(steps_text)

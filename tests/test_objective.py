@@ -228,7 +228,9 @@ def test_q_and_gamma_speak_for_all_devices(name):
 def test_metric_names_are_the_fields_own(name):
     method, (policy, reference, tokens) = METHODS[name], batch(8)
     _, metrics = objective(method, policy, reference, tokens, BETA)
-    expected = {"rewards/chosen", "logps/chosen"}
+    expected = {"rewards/chosen", "logps/chosen"} | (
+        {"rewards/margins", "rewards/accuracies"} if method.terms else set()
+    )
     for term in method.terms:
         expected |= {f"rewards/{term.kind}", f"rewards/margins_{term.kind}", f"rewards/accuracies_{term.kind}"}
         expected |= {f"logps/{term.kind}", f"noise/gamma_{term.kind}"}
@@ -249,6 +251,8 @@ def test_rewards_by_hand():
             "rewards/rejected": -0.6,
             "rewards/margins_rejected": 1.0,
             "rewards/accuracies_rejected": 1.0,
+            "rewards/margins": 1.0,
+            "rewards/accuracies": 1.0,
             "logps/chosen": -6.0,
             "logps/rejected": -26.0,
             "noise/gamma_rejected": 1.0,

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_packing import make_row
 from tiny_cells import TRAINING, make_base, make_profile, with_training
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers.integrations import integration_utils
 
 from napo import artifacts, corrupt, data, labels, logps, models, noise, packing, sources, train
 from napo.artifacts import BadInput, MissingArtifact
@@ -244,6 +245,55 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(world, tmp_path):
     assert "\n" not in str(bad.value)
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_is_one_line_that_says_what_to_lower(world, tmp_path, monkeypatch, where):
+    def full(*arguments, **settings):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes free.")
+
+    monkeypatch.setattr(*((train, "objective") if where == "forward" else (torch.Tensor, "backward")), full)
+    with pytest.raises(
+        BadInput, match=r"out of memory: .* rows (file\.parquet:\d+(, )?){4} of step 1.*batch_size"
+    ) as bad:
+        fit(world, tmp_path, "dpo_all")
+    line = str(bad.value)
+    assert "\n" not in line and all(word in line for word in ("accumulation", "max_length", "gradient_checkpointing"))
+
+
+class Recorder(TrainerCallback):
+    """What a logging back end is told."""
+
+    told = []
+
+    def on_log(self, args, state, control, logs=None, **settings):
+        self.told.append((state.global_step, dict(logs), getattr(self, "logging_dir", None)))
+
+
+def test_logging_back_ends_get_every_step_with_trls_names(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(Recorder, "told", [])
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
+    _, steps = fit(
+        world, tmp_path, "napo_paper", short(), report_to=("tensorboard",), checkpoints=tmp_path / "cell" / "c"
+    )
+    (first, logged, folder), *_ = Recorder.told
+    assert first == 1 and folder == str(tmp_path / "cell" / "logs")
+    assert {k: v for k, v in steps[0].items() if k != "step"} == logged
+    trls = {"loss", "learning_rate", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies"}
+    assert trls | {"rewards/margins", "logps/chosen", "logps/rejected"} <= set(logged)
+    assert {"noise/q_language_biased", "noise/q_vision_biased", "noise/gamma_vision_biased"} <= set(logged)
+
+
+def test_a_logging_back_end_that_cannot_be_had_is_refused_before_training(world, tmp_path, monkeypatch):
+    def missing():
+        raise RuntimeError("WandbCallback requires wandb to be installed.")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", missing)
+    monkeypatch.setattr(train, "objective", lambda *a: pytest.fail("a step was made"))
+    with pytest.raises(BadInput, match="report_to=wandb: wandb is not installed: pip install wandb"):
+        fit(world, tmp_path, report_to=("wandb",))
+    with pytest.raises(BadInput, match="report_to=wandbb: no such logging back end; there are .*tensorboard.*wandb"):
+        fit(world, tmp_path, report_to=("wandbb",))
+
+
 def test_processor_of_another_model_is_named_before_any_step(world, tmp_path):
     _, processor = models.load(world[0].model, world[0].quantisation)
     processor.patch_size = 6
@@ -412,6 +462,7 @@ def test_steps_hold_one_line_per_optimiser_step_with_the_fields_names(trained):
         expected |= {f"rewards/{kind}", f"rewards/margins_{kind}", f"rewards/accuracies_{kind}", f"logps/{kind}"}
         expected |= {f"noise/gamma_{kind}"}
     expected |= {"noise/q_language_biased", "noise/q_vision_biased", "noise/true_language_biased"}
+    expected |= {"rewards/margins", "rewards/accuracies"}
     assert all(set(step) == expected for step in steps)
     assert all(math.isfinite(value) for step in steps for value in step.values())
     for kind in REJECTED_KINDS:
