@@ -1,4 +1,5 @@
-# Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
+# Variables: PROFILE = smoke, desk (default), study, paper or paper_small (a 12 GB card); MODEL, DATA, ROWS (a number or
+# all), DEVICE override the profile's own values; REPORT_TO=tensorboard,wandb logs trainings there too;
 # BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
 # RUNS = another folder than runs/; BASES = "0 1"; GROUPS = "amber pope" of data, default all; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
@@ -14,19 +15,20 @@ DATA =
 ROWS =
 DEVICE =
 BENCHMARKS =
+REPORT_TO =
 BAD_ROWS =
 BASES = 0
 GROUPS =
 PYTHON =
 
-PROFILES := smoke desk study paper
+PROFILES := smoke desk study paper paper_small
 BIN := .venv/bin
 INDEX := $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,$(TORCH_INDEX))
 # TORCH_INDEX reaches pip as one more index, for this install only.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--extra-index-url "$(INDEX)")
 PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
 	$(if $(DEVICE),-p "device=$(DEVICE)") $(if $(BAD_ROWS),-p "bad_rows=$(BAD_ROWS)") \
-	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)")
+	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)") $(if $(REPORT_TO),-p "report_to=$(REPORT_TO)")
 # JupyterLab refuses root, which is what containers run as; it listens on this machine only and asks for its token.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 

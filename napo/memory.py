@@ -27,20 +27,58 @@ def predict(skeleton, quantisation, lora, training, tokens):
     skeleton  the model without weights (`models.skeleton`), or with them
     tokens    of one micro-batch as the decoder reads them: batch_size x (prompt + all responses), if packed
     """
-    decoder, size = skeleton.get_decoder(), getattr(torch, quantisation.dtype).itemsize
-    in_decoder = {f"{name}.weight" for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
-    four_bits = FOUR_BITS_DOUBLE if quantisation.double_quant else FOUR_BITS
-    linear = sum(p.numel() for name, p in decoder.named_parameters() if name in in_decoder)
-    others = sum(p.numel() for p in skeleton.parameters()) - linear
     trained = adapter_parameters(skeleton, lora)
     parts = {
-        "weights": others * size + linear * (four_bits if quantisation.four_bit else size),
+        "weights": weights(skeleton, quantisation),
         "adapter": trained * 4,
         "optimizer": trained * ADAM_BYTES,
         "activations": activations(skeleton.config.get_text_config(), quantisation, training, tokens),
     }
     parts = {name: round(value) for name, value in parts.items()}
     return parts | {"total": sum(parts.values())}
+
+
+def predict_generation(skeleton, quantisation, sequences, prompt_tokens, new_tokens):
+    """Bytes that generating will hold at its peak: dict weights, cache, activations, total.
+
+    sequences  at once: prompts of a batch times beams
+    The cache is that of answers which all reach `new_tokens`, and one layer of it twice, while it grows.
+    """
+    text, size = skeleton.config.get_text_config(), getattr(torch, quantisation.dtype).itemsize
+    layer = 2 * sequences * (prompt_tokens + new_tokens) * key_width(text) * size
+    of_prompt = (
+        sequences * prompt_tokens * (HIDDEN_KEPT * text.hidden_size + FEED_FORWARD_KEPT * text.intermediate_size)
+    )
+    parts = {
+        "weights": weights(skeleton, quantisation),
+        "cache": (text.num_hidden_layers + 1) * layer,
+        "activations": of_prompt * size + 2 * 4 * sequences * text.vocab_size,
+    }
+    parts = {name: round(value) for name, value in parts.items()}
+    return parts | {"total": sum(parts.values())}
+
+
+def key_width(text_config):
+    """Numbers that a layer's cache keeps of a token as its key, and as many as its value."""
+    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return heads * head_width
+
+
+def weights(skeleton, quantisation):
+    """Bytes of a model's weights as they will be stored."""
+    size = getattr(torch, quantisation.dtype).itemsize
+    four_bits = FOUR_BITS_DOUBLE if quantisation.double_quant else FOUR_BITS
+    linear = decoder_linear_weights(skeleton)
+    others = sum(p.numel() for p in skeleton.parameters()) - linear
+    return round(others * size + linear * (four_bits if quantisation.four_bit else size))
+
+
+def decoder_linear_weights(skeleton):
+    """Number of weights in the decoder's linear layers: those that 4 bits are for, and that each token meets once."""
+    decoder = skeleton.get_decoder()
+    names = {f"{name}.weight" for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    return sum(p.numel() for name, p in decoder.named_parameters() if name in names)
 
 
 def plan(profile, base, rows, kinds, n_rows=32):

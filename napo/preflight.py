@@ -28,7 +28,7 @@ def prepared(profile, runs_dir="runs", say=print):
 
     The desk world's profiles need nothing and come back as they are. Raises BadInput with the first thing that is not.
     """
-    if profile.is_desk and profile.model == "desk" and profile.device == "cpu":
+    if profile.needs_nothing:
         return profile
     if problem := device_problem(profile.device, profile.quantisation, gpu_facts()):
         raise BadInput(problem)

@@ -135,6 +135,11 @@ class Profile:
     def is_desk(self):
         return self.data == "desk"
 
+    @property
+    def needs_nothing(self):
+        """Whether it runs on what lies in this package: no GPU, no network, no file of the user's."""
+        return self.is_desk and self.model == "desk" and self.device == "cpu"
+
     def cells(self):
         """Every training of the comparison and the untrained bases: a method that is not trained has one cell per base,
         one that is not among `noisy_methods` no cell with noise put in."""
@@ -253,7 +258,7 @@ PROFILES["paper_small"] = replace(  # ours: a 12 GB card; the same data and obje
     PROFILES["paper"],
     name="paper_small",
     rows=1000,
-    perturbation=replace(PROFILES["paper"].perturbation, batch_size=1),
+    perturbation=replace(PROFILES["paper"].perturbation, batch_size=2),
     lora=Lora(r=16, alpha=32),
     training=replace(PROFILES["paper"].training, max_length=1024),
     evaluation=replace(PROFILES["paper"].evaluation, batch_size=1),

@@ -283,6 +283,21 @@ def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str]
     )
 
 
+def look_ahead(name: str, given: Sequence[str], runs_dir: str) -> None:
+    """What can be told before any notebook runs: the profile, and for one that needs more than this package also the
+    device, the model, the data and what the run will take. Raises BadInput."""
+    from napo import profiles
+
+    overrides = dict(item.partition("=")[::2] for item in given)
+    known = ("model", "data", "rows", "device", "benchmarks", "report_to")
+    profile = profiles.get(name, **{key: value for key, value in overrides.items() if key in known})
+    if not profile.needs_nothing:
+        from napo import budget
+
+        for line in budget.announced(profile, runs_dir):
+            print(line, flush=True)
+
+
 _stopping = threading.Event()
 
 
@@ -313,10 +328,12 @@ def main(
         signal.signal(number, _stop)
     session = Session(asked.profile, asked.runs_dir, timeout=asked.execution_timeout, **places)
     try:
+        selected = select(session.notebooks, asked.wanted)
         if known_profile is None:
-            from napo.profiles import get as known_profile
-        known_profile(asked.profile)
-        run_all(session, select(session.notebooks, asked.wanted), asked.given, asked.force)
+            look_ahead(asked.profile, asked.given, asked.runs_dir)
+        else:
+            known_profile(asked.profile)
+        run_all(session, selected, asked.given, asked.force)
     except (BadInput, NotebookFailed, KeyboardInterrupt) as error:
         if _stopping.is_set():  # whatever the interruption led to
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -113,7 +113,7 @@ class TestMake:
         shown = run_make(copy).stdout
         for target in "help reproduce test lint lab explore bench bases publish clean".split():
             assert re.search(rf"^  make {target} +\w", shown, re.M)
-        for variable in "PROFILE MODEL DATA ROWS DEVICE RUNS TORCH_INDEX=cpu PYTHON".split():
+        for variable in "PROFILE MODEL DATA ROWS DEVICE REPORT_TO RUNS TORCH_INDEX=cpu PYTHON".split():
             assert variable in shown
         assert not (copy / ".venv").exists()
 
@@ -121,7 +121,10 @@ class TestMake:
     def test_wrong_profile_before_anything_is_installed(self, copy, target):
         ended = run_make(copy, target, "PROFILE=dekc")
         assert ended.returncode == 2
-        assert ended.stderr.splitlines()[0] == "error: unknown profile 'dekc': use one of smoke desk study paper"
+        assert (
+            ended.stderr.splitlines()[0]
+            == "error: unknown profile 'dekc': use one of smoke desk study paper paper_small"
+        )
         assert not (copy / ".venv").exists()
 
     def test_profiles_are_those_of_the_package(self, root):

@@ -273,7 +273,7 @@ class TestTable:
             declared = notebooks.declared_parameters(root / "notebooks" / f"{name}.ipynb")
             common = {"profile": "desk", "runs_dir": "runs"}
             if not name.startswith("00"):
-                common |= {"model": "", "data": "", "rows": 0, "device": ""}
+                common |= {"model": "", "data": "", "rows": "", "device": ""}
             assert common.items() <= declared.items(), name
 
     def test_what_is_read_was_written_before(self):
