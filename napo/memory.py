@@ -9,9 +9,8 @@ import contextlib
 import re
 
 import torch
-from transformers import AutoProcessor
 
-from napo import models, packing
+from napo import models, packing, processors
 from napo.artifacts import BadInput
 from napo.head import CHUNK_ELEMENTS
 
@@ -84,7 +83,7 @@ def decoder_linear_weights(skeleton):
 def plan(profile, base, rows, kinds, n_rows=32):
     """`predict` for a profile's training on these rows, of which the first few are measured; no weights are read."""
     name = models.source(profile, base)
-    processor = AutoProcessor.from_pretrained(name, revision=profile.revision)
+    processor = processors.load(name, profile.revision)
     some = [rows[i] for i in range(min(n_rows, len(rows)))]
     encoded = [packing.encode(row, processor, kinds, profile.training.max_length) for row in some]
     skeleton = models.skeleton(name, profile.revision)

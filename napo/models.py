@@ -13,9 +13,10 @@ import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from napo import processors
 from napo.artifacts import BadInput, content_hash
 
 IDENTIFYING = (
@@ -91,7 +92,7 @@ def load(name, quantisation, device="cpu", revision=None):
         if quantisation.four_bit:
             settings["quantization_config"] = four_bit_config(name, quantisation, revision)
         model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **settings)
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        processor = processors.load(name, revision)
     except (OSError, ValueError, SafetensorError) as error:  # not there; not a model that sees images; cut short
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
