@@ -35,6 +35,7 @@ AMBER_TASKS = {
     "de": ("query_discriminative-existence.json", ("discriminative-hallucination",)),
     "dr": ("query_discriminative-relation.json", ("discriminative-relation", "relation")),
 }
+AMBER_CAPTIONS = 1004  # official ids up to here ask for a caption, later ones for yes or no
 OBJHAL_QUESTIONS = ("obj_halbench_300_with_image.jsonl", "objhal_300_index.jsonl")
 POPE_SPLITS = ("random", "popular", "adversarial")
 
@@ -100,6 +101,13 @@ class Benchmark:
     @property
     def n_examples(self):
         return len({question.example_id for question in self.questions})
+
+    @property
+    def n_generative(self):
+        """The same without AMBER's yes-or-no questions, where both were asked: what the paper's columns are over."""
+        if self.name != "amber" or self.task != "a":
+            return self.n_examples
+        return sum(int(question.example_id) <= AMBER_CAPTIONS for question in self.questions)
 
 
 def read(name, folder, *, task="g", prompts="official", limit=None):

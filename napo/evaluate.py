@@ -106,7 +106,9 @@ def cell_benchmarks(profile, runs_dir="runs"):
     if not profile.is_desk:
         wording = "paper" if settings.decoding == "paper" else "official"
         root = artifacts.repository_root() / settings.data
-        return [benchmarks.read(name, root / name, prompts=wording) for name in asked_names(profile)]
+        return [  # AMBER's captions and its yes-or-no questions: these guard general ability (napo/guard.py)
+            benchmarks.read(name, root / name, task="a", prompts=wording) for name in asked_names(profile)
+        ]
     asked = []
     for name in asked_names(profile):
         if name in VQA:
@@ -143,7 +145,7 @@ def protocol(profile, asked):
     similarity = settings.similarity if settings.similarity != "spacy" else "spaCy en_core_web_lg"
     how = {"decoding": settings.decoding or "of the profile", "similarity": similarity}
     how["four_bit"] = profile.quantisation.four_bit
-    return {b.name: how | {"examples": b.n_examples, "adapted": b.adapted.get("about", "")} for b in asked}
+    return {b.name: how | {"examples": b.n_generative, "adapted": b.adapted.get("about", "")} for b in asked}
 
 
 def score(load, answers_path, scored, cell, profile, runs_dir):

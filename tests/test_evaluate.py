@@ -214,7 +214,7 @@ def test_a_folder_of_benchmarks_joins_the_papers_profile(tmp_path):
         (tmp_path / name).mkdir()
     profile = profiles.get("paper", benchmarks=str(tmp_path), device="cpu")
     assert profile.evaluation.benchmarks == ("vlind", "pope", "heldout_pairs")
-    assert evaluate.cell_decodings(profile)["vlind"] == replace(profiles.DECODINGS["paper"]["vlind"], batch_size=8)
+    assert evaluate.cell_decodings(profile)["vlind"] == replace(profiles.DECODINGS["paper"]["vlind"], batch_size=4)
     with pytest.raises(BadInput, match="desk world's own benchmarks"):
         profiles.get("desk", benchmarks=str(tmp_path))
     with pytest.raises(BadInput, match="no folder of a benchmark .vlind, .* in .*none: run `make data`"):
