@@ -280,3 +280,53 @@ def test_parts_are_told_by_their_split(tmp_path):
     rows = data.read(tmp_path / "pairs.parquet")
     assert list(data.part(rows, "heldout")["row_id"]) == ["r0"]
     assert list(data.part(rows, "train")["row_id"]) == ["r1", "r2", "r3"]
+
+
+def test_mapped_files_give_the_same_rows_as_those_in_memory(tmp_path, monkeypatch):
+    """Above IN_MEMORY a file is mapped from datasets' own Arrow copy; together too large, small files are as well."""
+    monkeypatch.setattr(data.datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    for name in "ab":
+        write_upstream(tmp_path / "rows" / f"{name}.parquet", 4, question=lambda i, name=name: f"{name} {i}?")
+    whole = data.load_source(tmp_path / "rows")
+    assert not whole.cache_files
+    one = max(file.stat().st_size for file in (tmp_path / "rows").iterdir())
+    monkeypatch.setattr(data, "IN_MEMORY", one + 1)
+    mapped = data.load_source(tmp_path / "rows")
+    assert len(mapped.cache_files) == 2 and len(mapped) == len(whole) == 8
+    for row, again in zip(whole, mapped, strict=True):
+        assert np.array_equal(np.asarray(row.pop("image")), np.asarray(again.pop("image"))) and row == again
+
+
+def test_rows_are_written_a_few_at_a_time_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROWS_AT_ONCE", 3)
+    held, alive = [], []
+
+    def rows():
+        for row in our_rows(8):
+            alive.append(row["row_id"])
+            held.append(len(alive))
+            yield row
+
+    real = data.datasets.Dataset.from_list
+
+    def from_list(some, features):
+        alive.clear()
+        return real(some, features)
+
+    monkeypatch.setattr(data.datasets.Dataset, "from_list", from_list)
+    data.write(rows(), tmp_path / "pairs.parquet")
+    assert max(held) == 3 and pq.ParquetFile(tmp_path / "pairs.parquet").num_row_groups == 3
+    assert [row["row_id"] for row in data.read(tmp_path / "pairs.parquet")] == [f"r{i}" for i in range(8)]
+
+
+def test_an_undecoded_image_keeps_its_own_bytes(tmp_path):
+    source = write_upstream(tmp_path / "a.parquet", 2)
+    data.write(data.undecoded(data.load_source(source)), tmp_path / "pairs.parquet")
+    stored = pq.read_table(tmp_path / "pairs.parquet")["image"].to_pylist()
+    assert [image["bytes"] for image in stored] == [upstream_record(i)["image"]["bytes"] for i in range(2)]
+
+
+def test_writing_no_row_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no row to write"):
+        data.write([], tmp_path / "pairs.parquet")
