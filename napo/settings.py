@@ -70,7 +70,10 @@ SOURCES = {
     "evaluation.similarity": ("AMBER's word similarity", "paper", "the official script's"),
 }
 # Settings of no consequence here: names, the desk world's, and how work is spread.
-ELSEWHERE = "name bases flip_rates device workers threads report_to evaluation.seed evaluation.data".split()
+ELSEWHERE = (
+    "name bases flip_rates noise_kinds noisy_methods noisy_seeds device workers threads report_to evaluation.seed"
+    " evaluation.data"
+).split()
 
 
 def leaves(value, path=""):
