@@ -6,6 +6,7 @@ checkpointing one vector a layer and one layer in full. tests/test_memory.py hol
 """
 
 import re
+import resource
 
 import torch
 from transformers import AutoProcessor
@@ -86,7 +87,7 @@ def check_fits(predicted, available):
     """Raises BadInput where a prediction (dict of `predict`) exceeds the bytes at hand, before hours are spent."""
     if predicted["total"] > available:
         raise BadInput(
-            f"this training needs about {gib(predicted['total'])} and {gib(available)} are free: "
+            f"this training needs about {in_words(predicted['total'])} and {in_words(available)} are free: "
             f"{describe(predicted)}; lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
         )
 
@@ -97,6 +98,13 @@ def available(device):
         return torch.cuda.mem_get_info()[0]
     with open("/proc/meminfo") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def peak(device):
+    """Most bytes held so far: on the GPU, or by this process in this machine's memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measured(model):
@@ -115,10 +123,10 @@ def scales(parameter):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def gib(n_bytes):
-    return f"{n_bytes / 2**30:.2f} GiB"
+def in_words(n_bytes):
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def describe(parts):
     """One line of a prediction or measurement."""
-    return ", ".join(f"{name} {gib(value)}" for name, value in parts.items() if name != "total")
+    return ", ".join(f"{name} {in_words(value)}" for name, value in parts.items() if name != "total")
