@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_trl_makes_one_training_and_one_reference_pass_over_three_pairs():
     )
     steps.trl_step(model, processor, geometry.row(20), TINY, checkpointing=False, answers_only=True)()
     assert sorted(read) == [(6, False), (6, True)]
+
+
+def test_what_a_gpu_is_asked_runs_here_on_a_small_model():
+    """The 7B cases are 4-bit weights in bfloat16 with LoRA; all but TRL, which is not always installed."""
+    small = replace(TINY, hidden=64, four_bit=True, dtype="bfloat16")
+    names = [name for name in steps.NAMES if name not in steps.TRL]
+    assert geometry.GEOMETRIES["7B"].four_bit and geometry.GEOMETRIES["7B"].dtype == "bfloat16"
+    for checkpointing in (False, True):
+        for step in steps.steps(small, 20, "cpu", names, checkpointing).values():
+            step()
+    calls = generating.contestants(small, "image", 3, "cpu", ["batched"])
+    assert len(calls["batched"]()) == generating.PROMPTS["image"]
 
 
 def test_answers_have_the_lengths_that_a_case_says():
