@@ -1,4 +1,5 @@
 # Variables: PROFILE = smoke, desk (default), study or paper; MODEL, DATA, ROWS, DEVICE override the profile's own values;
+# `make bench DEVICE=cuda` measures at LLaVA-1.5-7B's size on a GPU;
 # BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
 # RUNS = another folder than runs/; BASES = "0 1"; GROUPS = "amber pope" of data, default all; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
