@@ -5,8 +5,9 @@ on its seven linear layers, per token: about 12 vectors of the hidden size and 4
 checkpointing one vector a layer and one layer in full. tests/test_memory.py holds them against what torch really keeps.
 """
 
+import contextlib
 import re
-import resource
+from pathlib import Path
 
 import torch
 from transformers import AutoProcessor
@@ -100,11 +101,25 @@ def available(device):
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def peak(device):
-    """Most bytes held so far: on the GPU, or by this process in this machine's memory."""
+def held(device):
+    """Bytes held now on the GPU, or by this process in this machine's memory; the peak is counted anew from here."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):  # where the kernel does not allow it the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak(device):
+    """Most bytes held at once since `held` was asked."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def resident(field):
+    """Bytes of this process in memory, by a field of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def measured(model):

@@ -338,9 +338,10 @@ def training_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path, *probe = training_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
-    predicted, before = memory.plan(profile, cell.base, rows, KINDS), memory.peak(profile.device)
+    predicted = memory.plan(profile, cell.base, rows, KINDS)
     memory.check_fits(predicted, memory.available(profile.device))
     print(f"memory predicted: {memory.describe(predicted)}; {memory.in_words(predicted['total'])} in all")
+    before = memory.held(profile.device)
     model, processor = models.load_base(profile, cell.base)
     reference = logps.load_reference(reference_path, model, processor, rows, profile)
     if cell.noise_kind == "leak":
