@@ -338,10 +338,10 @@ def training_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path, *probe = training_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
-    if profile.device == "cuda":
-        predicted = memory.plan(profile, cell.base, rows, KINDS)
-        memory.check_fits(predicted, memory.available("cuda"))
-        print(f"memory predicted: {memory.describe(predicted)}; {memory.gib(predicted['total'])} in all")
+    predicted = memory.plan(profile, cell.base, rows, KINDS)
+    memory.check_fits(predicted, memory.available(profile.device))
+    print(f"memory predicted: {memory.describe(predicted)}; {memory.in_words(predicted['total'])} in all")
+    before = memory.held(profile.device)
     model, processor = models.load_base(profile, cell.base)
     reference = logps.load_reference(reference_path, model, processor, rows, profile)
     if cell.noise_kind == "leak":
@@ -364,9 +364,8 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         probe=artifacts.read_parquet(probe[0], "02") if probe else None,
         mask=profile.perturbation.image,
     )
-    if profile.device == "cuda":
-        peak = memory.gib(torch.cuda.max_memory_allocated())
-        print(f"memory measured: {memory.describe(memory.measured(policy))}; {peak} at the peak")
+    grown = memory.in_words(memory.peak(profile.device) - before)
+    print(f"memory measured: {memory.describe(memory.measured(policy))}; {grown} in all, at the peak")
     policy.save_pretrained(str(path))
     steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
     (path / "steps.jsonl").write_text(steps_text)
