@@ -90,8 +90,11 @@ def main(folder=RESULTS):
         axes["memory"], weighed, STEP, memory_ratio, "peak memory of a step above the weights, times the packed step's"
     )
     bars(axes["generation"], generated, GENERATION, time_ratio, "time of generation, times ours")
-    for name, columns in (("time", 3), ("generation", 1)):
-        axes[name].legend(fontsize=7, loc="upper right", ncols=columns)
+    for name, part, columns in (("time", timed, 3), ("memory", weighed, 0), ("generation", generated, 1)):
+        if not part:
+            axes[name].text(0.5, 0.5, "not run", transform=axes[name].transAxes, ha="center", fontsize=9)
+        elif columns:
+            axes[name].legend(fontsize=7, loc="upper right", ncols=columns)
     figure.suptitle(f"{circumstances(cases)} (bars: median; lines: range)", fontsize=8)
     figure.savefig(folder / "engine.png", dpi=130)
     print(f"written: {folder / 'engine.png'}")
