@@ -1,8 +1,10 @@
 # Variables: PROFILE = smoke, desk (default), study, paper or paper_small (a 12 GB card); MODEL, DATA, ROWS (a number or
 # all), DEVICE override the profile's own values; REPORT_TO=tensorboard,wandb logs trainings there too;
+# `make bench DEVICE=cuda` measures at LLaVA-1.5-7B's size on a GPU;
 # BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
-# RUNS = another folder than runs/; BASES = "0 1"; GROUPS = "amber pope" of data, default all; TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
+# RUNS = another folder than runs/; BASES = "0 1"; GROUPS = "amber pope" of data, default all;
+# TORCH_INDEX=cpu installs PyTorch's CPU build (elsewhere than on a CUDA machine it saves
 # gigabytes of CUDA wheels), default is plain pip; PYTHON = the interpreter for .venv/ (python3.11, else python3).
 
 # Only these two may also come from the environment; the others from the command line.
@@ -58,8 +60,8 @@ lab: .venv/.installed  ## open notebook 00 in JupyterLab, with this kit's kernel
 explore: profile .venv/.installed  ## turn the knobs of the loss in a browser, without a notebook (on PROFILE's margins if it has been run)
 	@$(BIN)/python -m napo.serve --profile "$(PROFILE)" --runs-dir "$(RUNS)"
 
-bench: .venv/.installed  ## a training step beside others', the explorer's reaction; results in benchmarks/results/
-	@$(BIN)/python benchmarks/engine.py
+bench: .venv/.installed .venv/trl/.installed  ## a step and generation beside others', the explorer's reaction; results in benchmarks/results/
+	@PYTHONPATH=.venv/trl $(BIN)/python benchmarks/engine.py $(if $(DEVICE),--device "$(DEVICE)")
 	@$(BIN)/python benchmarks/figure.py
 	@$(BIN)/python benchmarks/explorer.py
 
@@ -92,4 +94,9 @@ profile:
 	echo "Installing into .venv/ with $$python (once; a minute or two, longer with CUDA wheels)"; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
 	@set -o pipefail; $(PIP) --constraint requirements.lock --editable '.[notebooks,test]' | grep -vE '^(Requirement already|Looking in)'
+	@touch $@
+
+# What the engine is measured against; not a dependency, so it lies apart. Its own dependencies are installed already.
+.venv/trl/.installed: .venv/.installed
+	@$(PIP) --quiet --no-deps --upgrade --target .venv/trl trl==1.16.0
 	@touch $@

@@ -5,9 +5,10 @@ import gc
 import os
 import statistics
 import time
-from pathlib import Path
 
 import torch
+
+from napo import memory
 
 
 def synchronise(device):
@@ -59,23 +60,13 @@ def peak_memory(step, device):
         ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)
     step()
     gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return {"step_mib": mib(torch.cuda.max_memory_allocated() - before), "held_mib": mib(before)}
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = resident("VmRSS")
+    synchronise(device)
+    if device == "cpu":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = memory.held(device)
     step()
-    return {"step_mib": mib(resident("VmHWM") - before), "held_mib": mib(before)}
-
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+    synchronise(device)
+    return {"step_mib": mib(memory.peak(device) - before), "held_mib": mib(before)}
 
 
 def mib(n_bytes):

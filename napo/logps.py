@@ -161,7 +161,7 @@ def measure(model, processor, rows, kinds, batch_size=32, max_length=None, refer
             for row in encoded if batch_size > 1 else ():  # training shuffles: any two may come to share a batch
                 packing.check_one_size(row, first)
             batch = to_device(collate(encoded, kinds, processor.tokenizer.pad_token_id), model.device)
-            with memory.held(f"{len(numbers)} rows from {encoded[0]['row_id']} on", LOWER):
+            with memory.or_say(f"{len(numbers)} rows from {encoded[0]['row_id']} on", LOWER):
                 sums = by_kind(batch_logps(model, batch).float().cpu(), kinds)
             frame = {"row_id": [row["row_id"] for row in encoded], "n_cut": [row["n_cut"] for row in encoded]}
             for kind in kinds:

@@ -7,6 +7,7 @@ checkpointing one vector a layer and one layer in full. tests/test_memory.py hol
 
 import contextlib
 import re
+from pathlib import Path
 
 import torch
 
@@ -124,13 +125,13 @@ def check_fits(predicted, available):
     """Raises BadInput where a prediction (dict of `predict`) exceeds the bytes at hand, before hours are spent."""
     if predicted["total"] > available:
         raise BadInput(
-            f"this training needs about {gib(predicted['total'])} and {gib(available)} are free: "
+            f"this training needs about {in_words(predicted['total'])} and {in_words(available)} are free: "
             f"{describe(predicted)}; lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
         )
 
 
 @contextlib.contextmanager
-def held(what, remedy):
+def or_say(what, remedy):
     """Where the device's memory does not hold `what` after all: BadInput with one line that says what to lower."""
     try:
         yield
@@ -144,6 +145,27 @@ def available(device):
         return torch.cuda.mem_get_info()[0]
     with open("/proc/meminfo") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def held(device):
+    """Bytes held now on the GPU, or by this process in this machine's memory; the peak is counted anew from here."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):  # where the kernel does not allow it the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak(device):
+    """Most bytes held at once since `held` was asked."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def resident(field):
+    """Bytes of this process in memory, by a field of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def measured(model):
@@ -162,10 +184,10 @@ def scales(parameter):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def gib(n_bytes):
-    return f"{n_bytes / 2**30:.2f} GiB"
+def in_words(n_bytes):
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def describe(parts):
     """One line of a prediction or measurement."""
-    return ", ".join(f"{name} {gib(value)}" for name, value in parts.items() if name != "total")
+    return ", ".join(f"{name} {in_words(value)}" for name, value in parts.items() if name != "total")

@@ -185,7 +185,7 @@ def _shard_made_from(stored, shard, number, profile, base):
 
 def _shard(loaded, rows, kind, settings, seed, label):
     packing.check_image_tokens(*loaded, rows[0])
-    with memory.held(f"{settings.batch_size} prompts with {settings.num_beams} beams", LOWER):
+    with memory.or_say(f"{settings.batch_size} prompts with {settings.num_beams} beams", LOWER):
         texts, counts = biased_answers(*loaded, rows, kind, settings, seed, label)
     return {"texts": texts, "counts": counts}
 

@@ -272,6 +272,7 @@ def _tables_text(tables):
     header = ["table", "difference", "measure", "ours [95 %]", f"paper ({paper.SOURCE})"]
     return (
         "Ours: the desk world's counterparts of the benchmarks; the paper's: one run each on LLaVA-1.5-7B, no "
-        "interval. Directions can be compared, sizes cannot. AMBER in percent, the others as shares; – is not run.\n\n"
-        + report.markdown_table(header, lines)
+        "interval. Directions can be compared, sizes cannot. AMBER in percent, the others as shares; – is not run. "
+        f"{int(tables['value'].notna().sum())} comparisons of ours, none corrected for their number. "
+        f"One number is open: {paper.MISPRINT}.\n\n" + report.markdown_table(header, lines)
     )

@@ -84,7 +84,7 @@ class PreferenceTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Trainer's, and a line on what to lower where the device runs out of memory, in forward or backward."""
         what = f"rows {', '.join(inputs['row_ids'])} of step {self.state.global_step + 1} in training"
-        with memory.held(what, LOWER):
+        with memory.or_say(what, LOWER):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
@@ -327,10 +327,10 @@ def training_inputs(profile, cell, runs_dir):
 def _train(path, cell, profile, runs_dir, checkpoints):
     pairs_path, reference_path, *probe = training_inputs(profile, cell, runs_dir)
     rows = data.part(data.read(pairs_path), "train")
-    if profile.device == "cuda":
-        predicted = memory.plan(profile, cell.base, rows, KINDS)
-        memory.check_fits(predicted, memory.available("cuda"))
-        print(f"memory predicted: {memory.describe(predicted)}; {memory.gib(predicted['total'])} in all")
+    predicted = memory.plan(profile, cell.base, rows, KINDS)
+    memory.check_fits(predicted, memory.available(profile.device))
+    print(f"memory predicted: {memory.describe(predicted)}; {memory.in_words(predicted['total'])} in all")
+    before = memory.held(profile.device)
     model, processor = models.load_base(profile, cell.base)
     reference = logps.load_reference(reference_path, model, processor, rows, profile)
     if cell.noise_kind == "leak":
@@ -355,9 +355,8 @@ def _train(path, cell, profile, runs_dir, checkpoints):
         report_to=profile.report_to,
         save_to=path,
     )
-    if profile.device == "cuda":
-        peak = memory.gib(torch.cuda.max_memory_allocated())
-        print(f"memory measured: {memory.describe(memory.measured(policy))}; {peak} at the peak")
+    grown = memory.in_words(memory.peak(profile.device) - before)
+    print(f"memory measured: {memory.describe(memory.measured(policy))}; {grown} in all, at the peak")
     steps_text = "".join(json.dumps(step, sort_keys=True) + "\n" for step in steps)
     path.mkdir(parents=True, exist_ok=True)  # of several processes one saves
     (path / "steps.jsonl").write_text(steps_text)

@@ -113,3 +113,12 @@ def test_plan_of_a_profile_needs_no_weights(tmp_path):
 
 def test_free_memory_is_known():
     assert memory.available("cpu") > 2**20
+
+
+def test_the_peak_is_counted_from_where_it_was_asked():
+    torch.ones(2**25).sum()  # 128 MiB, gone again
+    before = memory.held("cpu")
+    if memory.resident("VmHWM") > before + 2**25:
+        pytest.skip("this kernel does not let the high-water mark start again")
+    torch.ones(2**24).sum()  # 64 MiB
+    assert 60 * 2**20 < memory.peak("cpu") - before < 80 * 2**20

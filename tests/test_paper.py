@@ -59,6 +59,20 @@ def test_the_other_tables_are_the_papers(page, line, label):
     assert numbers(found) == row(label).printed
 
 
+def test_the_misprint_is_the_papers(page):
+    printed = re.search(r"prints LP ([\d.]+) for the VB default where Table 2 prints ([\d.]+)", page).groups()
+    assert tuple(re.findall(r"\d+\.\d", paper.MISPRINT)) == printed
+    assert row("VB1: no language-biased data").values["Acc_LP"] == float(printed[1]) / 100
+
+
+def test_comparisons_are_differences_of_printed_lines():
+    for comparison in paper.COMPARISONS:
+        found = comparison.differences()
+        assert set(paper.TABLE_2) <= set(found), comparison.label
+    first = next(c for c in paper.COMPARISONS if c.label == "NaPO − DPO").differences()
+    assert first["Acc_CB"] == 0.195 and first["AMBER_Cog"] == -0.2
+
+
 def test_units_are_the_kits():
     values = row("NaPO").values
     assert values["Acc_CB"] == 0.589 and values["CHAIRi"] == 0.062  # shares

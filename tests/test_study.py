@@ -151,6 +151,7 @@ def test_paper_tables_set_our_difference_beside_the_papers():
     text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index())[-1][1]
     assert "| 1 | NaPO − DPO | Acc_CB ↑ | 0.300 [0.300, 0.300] | 0.195 |" in text
     assert "| 1 | mDPO − DPO | Acc_CB ↑ | – | −0.391 |" in text
+    assert "2 comparisons of ours, none corrected" in text and paper.MISPRINT in text
 
 
 def test_roc_by_hand():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tiny_cells import TRAINING, make_base, make_profile, with_training
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from transformers.integrations import integration_utils
 
-from napo import artifacts, corrupt, data, labels, logps, models, noise, packing, sources, train
+from napo import artifacts, corrupt, data, labels, logps, memory, models, noise, packing, sources, train
 from napo.artifacts import BadInput, MissingArtifact
 from napo.profiles import CORRUPTED, KINDS, METHODS, PROFILES, REJECTED_KINDS, Cell
 
@@ -442,6 +443,21 @@ def test_finished_cell_is_not_trained_again(trained, monkeypatch):
     monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert train.train_cell(CELL, profile, runs) == folder
     assert train.train_cell(Cell("base"), profile, runs).name == "base-b0-s0-f0"
+
+
+def test_memory_is_predicted_before_loading_and_measured_after(world, tmp_path, capsys, monkeypatch):
+    profile = with_training(world[0], epochs=1)
+    make_base(profile, tmp_path)
+    train.train_cell(Cell("sft"), profile, tmp_path)
+    said = capsys.readouterr().out
+    sizes = [dict(re.findall(r"(\w+) ([\d.]+ [MG]iB)", line)) for line in said.splitlines() if "memory " in line]
+    assert said.index("memory predicted") < said.index("memory measured") and len(sizes) == 2
+    assert sizes[0]["weights"] == sizes[1]["weights"] and sizes[0]["adapter"] == sizes[1]["adapter"]
+    assert {"optimizer", "activations"} <= set(sizes[0]) and "in all" in said
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(BadInput, match="this training needs about .* lower batch_size"):
+        train.train_cell(Cell("sft", seed=1), profile, tmp_path)
 
 
 def test_lost_steps_are_made_again(world, tmp_path):
