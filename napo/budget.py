@@ -171,7 +171,7 @@ def announced(profile, runs_dir="runs"):
     available = memory.available(profile.device)
     if worst["gib"] * 2**30 > available:
         raise BadInput(
-            f"{worst['stage']} needs about {worst['gib']:.1f} GiB and {memory.gib(available)} are free: lower its "
+            f"{worst['stage']} needs about {worst['gib']:.1f} GiB and {memory.in_words(available)} are free: lower its "
             "batch_size in napo/profiles.py, or use PROFILE=paper_small"
         )
     return lines

@@ -13,7 +13,8 @@ other claim is an irrelevant detail.
 | count            | how many things                                |                                    |
 | statement        | true or false                                  | the same, by the statement's basis |
 | caption          | things and their colours                       | the same, and something is named   |
-| detailed_caption | things, colours, cells, background, count      | the same, and everything is named  |
+| detailed_caption | things, colours, cells, background, count      | the same, everything is named, and |
+|                  |                                                | a cell, background or count said   |
 
 *To the point*: no irrelevant detail, no claim made twice, no broken sentence. *Good* = right and to the point; an
 answer that was labelled rejected although it is good is noise. A contradiction ("the frog is red . the frog is blue
@@ -35,6 +36,7 @@ ASKED = {
     "caption": {"exists", "colour"},
     "detailed_caption": {"exists", "colour", "where", "background", "count"},
 }
+DETAILS = {"where", "background", "count"}  # what a detailed caption has beyond a caption
 
 
 class Judgement(NamedTuple):
@@ -72,9 +74,10 @@ def judge(scene, question, answer):
     mentioned = frozenset(
         claim.subject for claim in claims if claim.about in ("exists", "colour", "background", "where")
     )
-    enough = mentioned >= scene.names if asked.kind == "detailed_caption" else bool(wanted)
-    if asked.kind == "caption":
-        enough = bool(mentioned)
+    enough = {
+        "caption": bool(mentioned),
+        "detailed_caption": mentioned >= scene.names and any(claim.about in DETAILS for claim in wanted),
+    }.get(asked.kind, True)
     return Judgement(
         right=enough and bool(wanted) and true == len(wanted),
         to_the_point=irrelevant == 0 and broken == 0 and len(set(claims)) == len(claims),

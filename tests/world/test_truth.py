@@ -54,7 +54,14 @@ CASES = [
     ),
     ("detailed_caption", "", "there is a red frog at the top left .", WRONG),  # the whale is missing
     ("detailed_caption", "", "there is a red frog and a blue whale at the top left .", WRONG),
-    ("detailed_caption", "", "there is a red frog and a blue whale . there is a red frog .", WORDY),
+    ("detailed_caption", "", "there is a red frog and a blue whale .", WRONG),  # a caption, but no detail
+    ("detailed_caption", "", "there is a red frog and a blue whale . there are two objects .", GOOD),
+    (
+        "detailed_caption",
+        "",
+        "there is a red frog and a blue whale . the frog is on grass . there is a red frog .",
+        WORDY,
+    ),
     ("detailed_caption", "", "", WRONG),
 ]
 
