@@ -124,7 +124,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch
     profile = profiles.get("paper", model=str(folder), data=str(tmp_path / "x.parquet"), device="cpu")
     assert len(budget.announced(profile, tmp_path / "runs")) == 5
     monkeypatch.setattr(memory, "available", lambda device: 2**20)
-    with pytest.raises(BadInput, match="needs about .* GiB and 0.00 GiB are free: lower its batch_size"):
+    with pytest.raises(BadInput, match="needs about .* GiB and 1.0 MiB are free: lower its batch_size"):
         budget.announced(profile, tmp_path / "runs")
 
 
