@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from napo import processors
+from napo import fused, processors
 from napo.artifacts import BadInput, content_hash
 
 IDENTIFYING = (
@@ -219,9 +219,11 @@ def attach_lora(model, lora, seed):
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)
+            policy = get_peft_model(model, config)
         except ValueError as error:
             raise BadInput(f"LoRA found no layer to adapt with targets {lora.targets!r}: {error}") from error
+    fused.fuse(policy)
+    return policy
 
 
 @contextlib.contextmanager
@@ -241,10 +243,12 @@ def load_adapter(model, folder):
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
     try:
         with quiet():
-            return PeftModel.from_pretrained(model, str(folder)).eval()
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = " ".join(" ".join(str(error).split()).split(". ")[0].split("\t")).strip()[:200]
         raise BadInput(f"{folder}: no adapter of this model ({reason}): give the model it was trained on") from error
+    fused.fuse(adapted)
+    return adapted
 
 
 def load_whole_adapter(model, folder):
