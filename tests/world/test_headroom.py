@@ -60,7 +60,7 @@ def test_a_run_is_made_once(tmp_path, monkeypatch):
     assert headroom.scores_of(run, profile, tmp_path).stat().st_mtime_ns == made
 
 
-@pytest.mark.parametrize("bases", ["development"])
+@pytest.mark.parametrize("bases", ["development", "reporting"])
 def test_notes_show_what_was_measured(bases):
     folder = Path(headroom.__file__).parent
     found = json.loads((folder / f"headroom-{bases}.json").read_text())

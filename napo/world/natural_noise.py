@@ -1,0 +1,64 @@
+"""How noisy the biased answers are as they come, by kind of question: `python -m napo.world.natural_noise --out F.json`.
+
+Pairs are the desk profile's, held-out rows included, of the reporting bases.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from napo import artifacts, perturb, profiles, report
+from napo.data import BIASED
+
+ASKED = (0.10, 0.40)  # where the share of noise ought to lie, for both kinds on three kinds of question at least
+
+
+def measure(bases, runs_dir="runs"):
+    """Long frame: base, question_kind, kind (of biased answer), rows, noise (share of them that are right and to the
+    point)."""
+    profile = replace(profiles.get("desk"), name="natural_noise", bases=tuple(bases))
+    parts = []
+    for base in bases:
+        rows = artifacts.read_parquet(perturb.pairs(profile, base, runs_dir), "01")
+        for kind in BIASED:
+            found = rows.groupby("question_kind")[f"is_noise_{kind}"].agg(rows="size", noise="mean").reset_index()
+            parts.append(found.assign(base=base, kind=kind))
+    columns = ["base", "question_kind", "kind", "rows", "noise"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def table(found):
+    """The record as a Markdown table: the mean over bases with the smallest and the largest; those asked for in bold.
+    found  {"noise": records of `measure`}"""
+    spread = pd.DataFrame(found["noise"]).groupby(["question_kind", "kind"])["noise"].agg(["mean", "min", "max"])
+    rows = []
+    for question_kind in spread.index.unique("question_kind"):
+        cells = [spread.loc[(question_kind, kind)] for kind in BIASED]
+        rows.append([question_kind, *(_cell(*cell) for cell in cells)])
+    return report.markdown_table(["question", *(f"{kind} noise [least, most]" for kind in BIASED)], rows)
+
+
+def _cell(mean, least, most):
+    text = f"{mean:.3f} [{least:.2f}, {most:.2f}]"
+    return f"**{text}**" if within(mean) else text
+
+
+def within(rate):
+    return ASKED[0] <= rate <= ASKED[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bases", type=int, nargs="+", default=list(profiles.get("study").bases))
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the record")
+    asked = parser.parse_args()
+    found = {"bases": asked.bases, "noise": measure(asked.bases, asked.runs_dir).to_dict("records")}
+    artifacts.write_json(found, asked.out)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
