@@ -1,4 +1,4 @@
-"""How noisy the biased answers are as they come, by kind of question: `python -m napo.world.natural_noise --out F.json`.
+"""How noisy biased answers are as they come, by kind of question: `python -m napo.world.natural_noise --out F.json`.
 
 Pairs are the desk profile's, held-out rows included, of the reporting bases.
 """
