@@ -185,11 +185,14 @@ def _figures(session: Session) -> dict[str, tuple]:
 
 def _execute(session: Session, source: Path, partial: Path, parameters: dict) -> None:
     """Through papermill, in a kernel of this Python that ends with this process."""
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
+    try:
+        import papermill
+        from nbclient.exceptions import CellTimeoutError, DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+    except ImportError as error:
+        raise BadInput(f"{error.name} is missing: pip install 'napo[notebooks]'") from error
     os.environ.pop("MPLBACKEND", None)  # it would switch inline figures off
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # in executed copies they stay at 0 %
     output = Indented()
     try:
         papermill.execute_notebook(

@@ -17,8 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-
 from napo import artifacts
 from napo.artifacts import BadInput
 
@@ -41,6 +39,8 @@ def notebook(noise_tables, picture):
 
     noise_tables  paths of noise.parquet, may be empty;  picture: file name of the published picture
     """
+    import nbformat
+
     rows = "The rows are the toy's own pairs, with known swaps."
     code = ["from napo import explore", "", "explore.Explorer()"]
     if noise_tables:
@@ -77,6 +77,8 @@ def free_port(first=8866):
 
 def write_page(folder, profile, runs_dir="runs"):
     """The page and its picture in `folder`. Returns the notebook's path."""
+    import nbformat
+
     found = sorted(artifacts.run_folder(profile, runs_dir=runs_dir).glob("base-*/noise.parquet"))
     page, study = Path(folder) / "explorer.ipynb", artifacts.repository_root() / "figures" / "study"
     picture = next((name for name in PICTURES if (study / name).is_file()), PICTURES[-1])
