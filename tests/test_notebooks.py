@@ -37,8 +37,29 @@ def test_notebook_is_well_formed(root, name):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert max(len(cell.source.splitlines()) for cell in code) <= 25
     assert sorted(len(cell.source.splitlines()) for cell in code)[len(code) // 2] <= 8
-    assert notebook.cells[0].source.startswith(f"# {name[:2]} · ")
-    assert "**Claim.**" in notebook.cells[0].source and "**Doubt.**" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_opening_has_title_claim_doubt_and_a_table_that_is_complete(root, notebook):
+    """The table names what the runner expects, every figure that the code saves, and a time for every profile."""
+    text = prose(root, notebook.name)[0]
+    title, paragraph, table = text.split("\n\n")
+    assert title.startswith(f"# {notebook.number} · ") and paragraph.startswith("**Claim.** ")
+    assert " **Doubt.** " in paragraph and table.startswith("| reads | writes | time |")
+    reads, writes, time = (cell.strip() for cell in table.splitlines()[-1].strip("|").split("|"))
+    code = "\n".join(code_cells(root, notebook.name))
+    figures = set(re.findall(r'figures / f?"([\w{}]+\.png)"', code))
+    assert figures and figures - {"table_{name}.png"} <= set(re.findall(r"\w+\.png", writes))
+    for place, names in ((reads, notebook.reads), (writes, (*notebook.writes, *notebook.also))):
+        assert not [name for name in names if name.rpartition("/")[2] not in place]
+    assert all(profile in time for profile in ("smoke", "desk", "study", "paper"))
+
+
+def test_each_closes_with_its_checks_and_the_next(root):
+    for name, following in zip(NAMES, [*NAMES[1:], NAMES[0]], strict=True):
+        last = prose(root, name)[-1]
+        assert last.startswith("## Checks\n") and "Next: " in last and f"]({following}.ipynb)" in last
+        assert "assert " in code_cells(root, name)[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,6 +78,11 @@ def test_parameters_that_the_makefile_passes_exist(root, name):
 def code_cells(root, name):
     cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def prose(root, name):
+    cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
 
 
 def test_every_notebook_begins_with_the_same_installing_cell(root):
@@ -203,6 +229,4 @@ def test_no_number_of_a_run_is_typed_into_prose(root):
     """Decimal numbers in prose are those of the method (its parameters and limits), never results."""
     allowed = {"0.5", "0.6931", "0.01", "1.5", "0"}
     for name in NAMES:
-        cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text())["cells"]
-        prose = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-        assert set(re.findall(r"\d+\.\d+", prose)) <= allowed, name
+        assert set(re.findall(r"\d+\.\d+", "".join(prose(root, name)))) <= allowed, name
