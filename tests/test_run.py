@@ -579,3 +579,10 @@ def test_missing_artefact_is_raised_before_the_kernel_starts(project):
     with pytest.raises(MissingArtifact, match="run notebook 02 first"):
         run.run_notebook(session, TABLE[2], {}, "key")
     assert "hold" not in os.listdir(project.root) and not (project.root / "runs").exists()
+
+
+def test_without_papermill_the_extra_that_brings_it_is_named(project, monkeypatch):
+    session = run.Session("desk", root=project.root, package=project.root / "demo", notebooks=TABLE)
+    monkeypatch.setitem(sys.modules, "papermill", None)  # as if it were not installed
+    with pytest.raises(BadInput, match=r"^papermill is missing: pip install 'napo\[notebooks\]'$"):
+        run.run_notebook(session, TABLE[0], {}, "key")
