@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_cells import TRAINING, make_base, make_profile
-from tiny_families import tiny_family
+from tiny_families import BUILDERS, tiny_family
 from tiny_models import save_tiny_llava
 from transformers import AutoModelForImageTextToText
 
@@ -15,7 +15,7 @@ from napo import logps, models, packing, processors, train
 from napo.artifacts import BadInput
 from napo.profiles import KINDS, Cell, Quantisation
 
-NAMES = ("llava", "qwen2_5_vl", "smolvlm", "llava_onevision", "qwen3_vl")
+NAMES = ("llava", *sorted(BUILDERS))
 FULL = Quantisation(four_bit=False)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import tiny_family
+from tiny_families import BUILDERS, tiny_family
 from tiny_models import tiny_llava
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
@@ -205,7 +205,7 @@ def test_images_that_do_not_share_a_size_are_refused_by_row(processor):
             collate([packing.encode(row, other, ("chosen",)) for row in rows], ("chosen",))
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_images_of_many_sizes_share_a_batch_where_the_family_cuts_tiles(name):
     """What stands beside a row, with more tiles than it has, does not change its log-probs."""
     model, processor = tiny_family(name)
@@ -216,7 +216,7 @@ def test_images_of_many_sizes_share_a_batch_where_the_family_cuts_tiles(name):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_prompts_with_one_image_each_share_a_batch_in_every_family(name):
     _, processor = tiny_family(name)
     rows = [make_row(0), make_row(1)]
