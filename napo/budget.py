@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 import torch
 
-from napo import data, memory, models, preflight, profiles
+from napo import branches, data, memory, models, preflight, profiles, room
 from napo.artifacts import BadInput
 from napo.profiles import KINDS, METHODS
 from napo.progress import clock
 
 EFFICIENCY = 0.4  # ours, a guess: share of the device's speed that a pass through a 4-bit model reaches
 TYPICAL = {"image": 576, "question": 40, "answer": 110}  # tokens; ours, for rows like RLAIF-V's
-KNOWN_ROWS = {"openbmb/RLAIF-V-Dataset": 83_132, "Starrrrrry/RLAIF-V-Bias-Dataset": 83_132}  # paper, section 3.1
 WITH_ANSWERS = ("Starrrrrry/RLAIF-V-Bias-Dataset",)  # data that bring their biased answers
 DEQUANTISED = 4.5  # bytes moved for a 4-bit weight when one token passes: read, written as bfloat16, read again
 
@@ -38,7 +37,7 @@ class Speed:
 def rows_of(profile):
     """(training rows, held-out rows) as far as it can be known beforehand: of local files, or of known data sets."""
     files = data.local_files(profile.data)
-    there = sum(pq.read_metadata(file).num_rows for file in files) if files else KNOWN_ROWS.get(profile.data)
+    there = sum(pq.read_metadata(file).num_rows for file in files) if files else room.KNOWN_ROWS.get(profile.data)
     wanted = profile.rows + profile.heldout_rows
     n_rows = min(wanted, there) if there else wanted
     heldout = max(n_rows - profile.rows, min(profile.heldout_rows, max(1, n_rows // 5)))
@@ -165,7 +164,8 @@ def announced(profile, runs_dir="runs"):
     """The lines of `describe` for a profile that was found fit to run, where its first checks are made. Raises
     BadInput as `preflight.prepared` does, and where a stage needs more memory than the GPU has."""
     profile = preflight.prepared(profile, runs_dir)
-    skeleton = models.skeleton(models.source(profile, profile.bases[0]), profile.revision)
+    skeleton = skeleton_of(profile)
+    check_trainable(skeleton, profile)
     lines = describe(profile, skeleton, speed_here(profile))
     worst = max(stages(profile, skeleton), key=lambda stage: stage["gib"])
     available = memory.available(profile.device)
@@ -175,6 +175,28 @@ def announced(profile, runs_dir="runs"):
             "batch_size in napo/profiles.py, or use PROFILE=paper_small"
         )
     return lines
+
+
+def skeleton_of(profile):
+    """The profile's model without its weights. Raises BadInput if its configuration cannot be had or is not of a model
+    that sees images."""
+    name = models.source(profile, profile.bases[0])
+    try:
+        return models.skeleton(name, profile.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"no configuration of a model that sees images in {name!r}: {reason} (give a local folder by MODEL=... or "
+            "check the network)"
+        ) from error
+
+
+def check_trainable(skeleton, profile):
+    """Raises BadInput where a training would be refused hours later: an unknown family, no layer for LoRA."""
+    if profile.training.packed:
+        branches.check_exact(skeleton)
+    if not memory.adapter_parameters(skeleton, profile.lora):
+        raise BadInput(f"LoRA finds no layer to adapt with targets {profile.lora.targets!r} in {profile.model!r}")
 
 
 def measure_speed(device, dtype="float32", seconds=0.5):
@@ -209,7 +231,7 @@ def main(arguments=None):
     try:
         for rows in asked.rows:
             profile = profiles.get(asked.profile, model=asked.model, data=asked.data, device=asked.device, rows=rows)
-            skeleton = models.skeleton(models.source(profile, profile.bases[0]), profile.revision)
+            skeleton = skeleton_of(profile)
             speed = speed_here(profile)
             print("\n".join(describe(profile, skeleton, speed)))
     except BadInput as error:

@@ -5,16 +5,17 @@ first use is recorded in runs/<profile>/revisions.json and used from then on.
 """
 
 import json
-import shutil
 import struct
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as pq
 import torch
-from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HTTPError
 
-from napo import artifacts, hub
+from napo import artifacts, data, hub, room
 from napo.artifacts import BadInput, shown
 
 REVISIONS = "revisions.json"
@@ -36,11 +37,14 @@ def prepared(profile, runs_dir="runs", say=print):
     file = artifacts.run_folder(profile.name, REVISIONS, runs_dir=runs_dir)
     pinned = artifacts.read_json(file) if file.exists() else {}
     found = [
-        _pinned(model, "model", profile.revision, pinned, say),
-        _pinned(rows, "dataset", profile.data_revision, pinned, say),
+        _pinned(model, "model", profile.revision, pinned, profile, say),
+        _pinned(rows, "dataset", profile.data_revision, pinned, profile, say),
     ]
     repositories = [repository for repository in found if repository]
-    check_disk(sum(sum(repository.missing().values()) for repository in repositories), constants.HF_HUB_CACHE)
+    for repository in repositories:
+        check_cached(repository)
+        check_access(repository)
+    room.check(profile, repositories, runs_dir)
     commits = pinned | {_key(repository): repository.commit for repository in repositories}
     if commits != pinned:
         artifacts.write_json(commits, file)
@@ -52,14 +56,14 @@ def _key(repository):
     return f"{repository.kind} {repository.name}"
 
 
-def _pinned(name, kind, revision, pinned, say):
+def _pinned(name, kind, revision, pinned, profile, say):
     """The hub repository behind a name, at the commit asked for or recorded earlier; None for what lies here."""
     if name is None:
         return None
     known = pinned.get(f"{kind} {name}")
     repository = hub.look_up(name, kind, revision or known)
     if not known:
-        size = sum(repository.missing().values()) / 2**30
+        size = sum(room.to_fetch(repository, profile).values()) / 2**30
         fetched = f", {size:.1f} GiB to fetch" if size else ", all in the cache"
         say(f"{kind} {name} at {repository.commit[:12]}{fetched}; licence: {repository.licence}")
     return repository
@@ -77,7 +81,8 @@ def find(name, kind):
         check_weights(path)
         return None
     if kind == "dataset" and (path.exists() or path.suffix == ".parquet"):
-        return None  # reading it tells file and row
+        check_rows(path)
+        return None
     return str(name)
 
 
@@ -114,17 +119,67 @@ def check_safetensors(file):
         raise BadInput(f"{shown(file)} is cut short or damaged: get it again")
 
 
-def check_disk(n_bytes, folder):
-    """Raises BadInput if `folder`'s disk has no room for a download of that size and hub.MARGIN beside it."""
-    place = Path(folder)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if n_bytes and n_bytes + hub.MARGIN > free:
+def check_rows(source):
+    """Raises BadInput unless a parquet file, or every one of a folder, is whole and has the columns that are needed."""
+    files = data.local_files(source)
+    if not files:
+        what = "no parquet file in this folder" if source.is_dir() else "no such file"
+        raise BadInput(f"{shown(source)}: {what}: give rows by DATA=...")
+    for file in files:
+        check_parquet(file)
+
+
+def check_parquet(file):
+    """Raises BadInput for a file that was cut short, which lacks its last bytes, or has no pairs."""
+    try:
+        columns = pq.read_schema(file).names
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{shown(file)} is cut short, damaged or no parquet file ({reason}): get it again") from None
+    if missing := [name for name in data.REQUIRED if name not in columns]:
+        raise BadInput(f"{shown(file)}: no column {', '.join(missing)} (found {', '.join(columns)})")
+
+
+# ---- the hub and its cache ------------------------------------------------------------------------------------------
+
+
+def check_access(repository):
+    """Raises BadInput for a gated repository whose terms were not accepted: the hub lists its files all the same."""
+    if not repository.missing():
+        return
+    try:
+        hub.HfApi().auth_check(repository.name, repo_type=repository.kind)
+    except GatedRepoError:
         raise BadInput(
-            f"the downloads take {n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free at {place}: "
-            "free some, or set HF_HOME to a larger disk"
+            f"{repository.kind} {repository.name} is gated: accept its terms on its page of the hub, then run "
+            "`hf auth login`"
+        ) from None
+    except (HTTPError, OSError):
+        return  # a mirror may not know the question; fetching will tell
+
+
+def check_cached(repository):
+    """Raises BadInput if a file in the cache is cut short or, without network, a shard of the model is not there."""
+    for name in repository.needed():
+        path = cached(repository, name)
+        if path and name.endswith(".safetensors"):
+            check_safetensors(path)
+        elif path and name.endswith(".parquet"):
+            check_parquet(path)
+    index = cached(repository, SHARDS_INDEX) if repository.kind == "model" else None
+    shards = set(artifacts.read_json(index)["weight_map"].values()) if index else set()
+    if absent := sorted(shards - set(repository.files)):
+        raise BadInput(
+            f"model {repository.name}: the cache lacks {', '.join(absent[:3])} and the hub was not asked: get it again "
+            "with network and without HF_HUB_OFFLINE"
         )
+
+
+def cached(repository, name):
+    """Path of a file in the hub's cache, None where it is not there."""
+    known = {"revision": repository.commit, "repo_type": repository.kind}
+    found = hub.try_to_load_from_cache(repository.name, name, **known)
+    return Path(found) if isinstance(found, str) else None
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

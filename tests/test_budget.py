@@ -1,5 +1,6 @@
 """What a run is said to take: operations as torch counts them, the cache as generation keeps it, the cards' limits."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from napo import budget, logps, memory, profiles
 from napo.artifacts import BadInput
-from napo.profiles import KINDS, Quantisation
+from napo.profiles import KINDS, Lora, Quantisation
 
 SPEED = budget.Speed(flops=1e12, bandwidth=1e11)
 
@@ -121,11 +122,42 @@ def test_the_command_shows_the_three_budgets(tmp_path, capsys):
 
 def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
     folder = save_tiny_llava(tmp_path / "llava")
-    profile = profiles.get("paper", model=str(folder), data=str(tmp_path / "x.parquet"), device="cpu")
+    rows = write_upstream(tmp_path / "x.parquet", 2)
+    profile = profiles.get("paper", model=str(folder), data=str(rows), device="cpu")
     assert len(budget.announced(profile, tmp_path / "runs")) == 5
     monkeypatch.setattr(memory, "available", lambda device: 2**20)
     with pytest.raises(BadInput, match="needs about .* GiB and 1.0 MiB are free: lower its batch_size"):
         budget.announced(profile, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": "nothing_known"}, "no configuration of a model that sees images in"),
+        ({"model_type": "llama"}, "no configuration of a model that sees images in"),
+        ({"model_type": "vipllava"}, "packed log-probs are not known to be exact with it"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_one_line_before_any_work(tmp_path, capsys, changes, expected):
+    folder = save_tiny_llava(tmp_path / "llava")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    rows = write_upstream(tmp_path / "x.parquet", 2)
+    profile = profiles.get("paper", model=str(folder), data=str(rows), device="cpu")
+    with pytest.raises(BadInput, match=expected) as bad:
+        budget.announced(profile, tmp_path / "runs")
+    assert "\n" not in str(bad.value)
+    if "no configuration" in expected:
+        assert budget.main(["--model", str(folder), "--device", "cpu"]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert expected in line
+
+
+def test_a_model_without_a_layer_for_the_adapter_is_refused_before_any_work(tmp_path):
+    folder = save_tiny_llava(tmp_path / "llava")
+    profile = replace(profiles.get("paper", model=str(folder), device="cpu"), lora=Lora(targets="none"))
+    with pytest.raises(BadInput, match="LoRA finds no layer to adapt with targets 'none'"):
+        budget.check_trainable(budget.skeleton_of(profile), profile)
 
 
 def test_speed_is_measured():

@@ -4,14 +4,16 @@ import json
 import re
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import httpx2
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import errors
 from photographs import photograph, write_upstream
 from tiny_models import save_tiny_llava
 
-from napo import artifacts, data, hub, perturb, preflight, profiles
+from napo import artifacts, data, hub, perturb, preflight, profiles, room
 from napo.artifacts import BadInput
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -29,8 +31,14 @@ def response(status=404):
 class FakeHub:
     """HfApi's repo_info for one model and one data set; `raises` instead where it is given."""
 
-    def __init__(self, raises=None, files=None, commit=COMMIT, license="mit"):
+    def __init__(self, raises=None, files=None, commit=COMMIT, license="mit", access=None):
         self.raises, self.files, self.commit, self.license, self.asked = raises, files, commit, license, []
+        self.access = access
+
+    def auth_check(self, name, repo_type):
+        self.asked.append(("access", name, repo_type))
+        if self.access:
+            raise self.access
 
     def __call__(self):
         return self
@@ -183,7 +191,51 @@ def test_too_little_disk_is_found_before_the_download(on_hub, tmp_path):
     on_hub(files={"model.safetensors": 2**60, "a.parquet": 1})
     line = refusal(preflight.prepared, profiles.get("paper", device="cpu"), tmp_path)
     assert "the downloads take" in line and "HF_HOME" in line
-    preflight.check_disk(0, tmp_path / "not" / "there")
+    room.check_disk(0, tmp_path)
+
+
+def test_a_gated_repository_whose_files_the_hub_lists_is_found_before_the_download(on_hub, tmp_path):
+    on_hub(access=errors.GatedRepoError("x", response=response(403)))
+    line = refusal(preflight.prepared, profiles.get("paper", device="cpu"), tmp_path)
+    assert re.search("model llava-hf/llava-1.5-7b-hf is gated: accept its terms.*hf auth login", line)
+    on_hub(access=errors.RepositoryNotFoundError("a mirror that does not know the question", response=response()))
+    assert preflight.prepared(profiles.get("paper", device="cpu"), tmp_path).revision == COMMIT
+
+
+def test_only_the_files_that_hold_the_rows_count_for_the_disk(on_hub, tmp_path, capsys):
+    shards = {f"part-{i:02}.parquet": 2**30 for i in range(14)}
+    on_hub(files=shards | {"model.safetensors": 2**30})
+    repository = hub.look_up("openbmb/RLAIF-V-Dataset", "dataset")
+    first = [f"part-{i:02}.parquet" for i in range(3)]
+    assert list(room.to_fetch(repository, profiles.get("paper", rows=10_000))) == first  # 2 and one to be sure
+    assert len(room.to_fetch(repository, profiles.get("paper", rows="all"))) == 14
+    unknown = replace(repository, name="some/data")
+    assert len(room.to_fetch(unknown, profiles.get("paper", rows=10))) == 14
+
+
+def test_the_copies_that_are_mapped_count_for_the_disk_until_the_pairs_are_there(on_hub, tmp_path, monkeypatch):
+    """Fetched once, written once as pairs.parquet, mapped from a copy of each: four times the size on one disk."""
+    on_hub(files={"part.parquet": 2**30, "model.safetensors": 2**30})
+    profile = profiles.get("paper", device="cpu")
+    usage = types.SimpleNamespace(free=hub.MARGIN + 5 * 2**30)  # a model and four times the data: just so
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: usage)
+    preflight.prepared(profile, tmp_path)
+    usage.free -= 1
+    line = refusal(preflight.prepared, profile, tmp_path)
+    assert "the copies that are mapped take 2.0 GiB and 4.0 GiB are left" in line and "ROWS" in line
+    artifacts.run_folder("paper", "base-0", runs_dir=tmp_path).mkdir(parents=True)
+    artifacts.run_folder("paper", "base-0", "pairs.parquet", runs_dir=tmp_path).write_bytes(b"")
+    preflight.prepared(profile, tmp_path)
+
+
+def test_a_mapped_copy_is_as_large_as_the_file_it_is_of(tmp_path, monkeypatch):
+    """What the test above takes for granted."""
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(data.datasets.config, "HF_DATASETS_CACHE", tmp_path / "copies")
+    file = write_upstream(tmp_path / "a.parquet", 8, note=lambda i: "")
+    rows = data.from_files([file])
+    copied = sum(Path(cached["filename"]).stat().st_size for cached in rows.cache_files)
+    assert copied == pytest.approx(8 / len({r["image"]["path"] for r in rows}) * file.stat().st_size, rel=0.2)
 
 
 def test_the_desk_world_needs_nothing(on_hub, tmp_path):
@@ -198,7 +250,8 @@ def test_the_desk_world_needs_nothing(on_hub, tmp_path):
 def test_a_whole_local_model_and_local_rows_pass(on_hub, tmp_path):
     fake = on_hub()
     save_tiny_llava(tmp_path / "llava")
-    profile = profiles.get("paper", model=str(tmp_path / "llava"), data=str(tmp_path / "x.parquet"), device="cpu")
+    rows = write_upstream(tmp_path / "x.parquet", 2)
+    profile = profiles.get("paper", model=str(tmp_path / "llava"), data=str(rows), device="cpu")
     assert preflight.prepared(profile, tmp_path / "runs") == profile and fake.asked == []
 
 
@@ -220,6 +273,22 @@ def test_a_half_downloaded_shard_is_never_used(tmp_path):
     assert "model-2.safetensors missing" in refusal(preflight.check_weights, folder)
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(preflight.check_weights, folder)
+
+
+def test_local_rows_that_are_missing_cut_short_or_no_pairs_are_found_before_any_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "none.parquet: no such file" in refusal(preflight.find, tmp_path / "none.parquet", "dataset")
+    assert "empty: no parquet file in this folder" in refusal(preflight.find, tmp_path / "empty", "dataset")
+    file = write_upstream(tmp_path / "two" / "x.parquet", 2) if (tmp_path / "two").mkdir() is None else None
+    assert preflight.find(file, "dataset") is preflight.find(file.parent, "dataset") is None
+    whole = file.read_bytes()
+    for cut in (0, 3, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        assert "x.parquet is cut short, damaged or no parquet file" in refusal(preflight.find, file.parent, "dataset")
+    write_upstream(file, 2, answer=str)
+    preflight.find(file, "dataset")
+    pq.write_table(pq.read_table(file).drop_columns(["chosen", "image"]), file)
+    assert "x.parquet: no column image, chosen (found ds_name" in refusal(preflight.find, file, "dataset")
 
 
 @pytest.fixture
