@@ -283,6 +283,19 @@ def test_logging_back_ends_get_every_step_with_trls_names(world, tmp_path, monke
     assert {"noise/q_language_biased", "noise/q_vision_biased", "noise/gamma_vision_biased"} <= set(logged)
 
 
+def test_tensorboard_writes_every_step(world, tmp_path):
+    """The real back end: its files hold what was returned, under "train/"."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"report_to": ("tensorboard",), "checkpoints": tmp_path / "cell" / "checkpoints"}
+    _, steps = fit(world, tmp_path, "napo_paper", replace(TRAINING, epochs=1), **settings)
+    events = EventAccumulator(str(tmp_path / "cell" / "logs")).Reload()
+    for name in ("loss", "rewards/margins", "rewards/vision_biased", "noise/q_language_biased", "noise/gamma_rejected"):
+        written = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert written == [(step["step"], pytest.approx(step[name], rel=1e-6)) for step in steps], name
+    assert len(steps) == 3
+
+
 def test_a_logging_back_end_that_cannot_be_had_is_refused_before_training(world, tmp_path, monkeypatch):
     def missing():
         raise RuntimeError("WandbCallback requires wandb to be installed.")
