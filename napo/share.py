@@ -7,6 +7,7 @@ The card's every number is read off the run: settings and versions from provenan
 """
 
 import argparse
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -44,14 +45,14 @@ def adapter_card(cell, profile, runs_dir="runs"):
         "base_model": named(profile.model),
         "library_name": "peft",
         "pipeline_tag": "image-text-to-text",
-        "datasets": [profile.data] if not data.local_files(profile.data) else [],
+        "datasets": [] if is_local(profile.data) else [profile.data],
         "license": "other",
         "license_name": "see-licences-below",
         "tags": ["napo", "preference-optimization", "lora"],
     }
     four_bit = profile.quantisation.four_bit
     text = [
-        f"# {method.label}, {Path(profile.model).name}",
+        f"# {method.label}, {named(profile.model).rpartition('/')[2]}",
         f"A LoRA adapter trained by {KIT}. {NOT_THE_PAPERS.format(base='4-bit NF4' if four_bit else 'frozen')}",
         "## Use",
         f"```python\n{use(profile)}\n```",
@@ -174,12 +175,17 @@ def licences(profile, with_model):
 
 
 def source_licence(name):
-    return "of your own files: state it before you share this" if Path(name).exists() else hub.licence(name)
+    return "of your own files: state it before you share this" if is_local(name) else hub.licence(name)
+
+
+def is_local(name):
+    """Whether a model or data set lies, or lay, on this machine: it is there, or cannot be a hub id (owner/name)."""
+    return Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or name.endswith(".parquet")
 
 
 def named(name):
     """A hub id as it is, a local path by its last part: where it lay is nobody's business."""
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).absolute().name if is_local(name) else name
 
 
 def at(revision):

@@ -17,24 +17,24 @@ from napo import artifacts, hub, preflight, profiles
 from napo.artifacts import BadInput
 
 MODEL, ROWS, COMMIT = "tiny/llava", "tiny/rows", "a" * 40
-RUN = """
+RUN = f"""
 import sys
 from dataclasses import replace
 from napo import budget, logps, perturb, preflight, profiles, train
 from napo.profiles import Cell, Lora, Perturbation
-profile = profiles.get("paper_small", model={model!r}, data={rows!r}, device="cpu", rows=6)
+profile = profiles.get("paper_small", model={MODEL!r}, data={ROWS!r}, device="cpu", rows=6)
 print(*budget.announced(profile, sys.argv[1]), sep="\\n")
 profile = preflight.prepared(profile, sys.argv[1])
-assert profile.revision == profile.data_revision == {commit!r}
+assert profile.revision == profile.data_revision == {COMMIT!r}
 profile = replace(profile, perturbation=Perturbation(max_new_tokens=4), lora=Lora(r=2))
 perturb.pairs(profile, 0, sys.argv[1])
 logps.reference(profile, 0, sys.argv[1])
 train.train_cell(Cell("napo_paper"), profile, sys.argv[1])
-""".format(model=MODEL, rows=ROWS, commit=COMMIT)
+"""
 
 
 def cache(folder, kind, name, files):
-    """Puts files into a hub cache `folder` as a download of the main branch would: blobs, a snapshot of links, a ref."""
+    """Puts files into a hub cache `folder` as a download of the main branch would: blobs, links to them, a ref."""
     place = folder / f"{kind}s--{name.replace('/', '--')}"
     snapshot = place / "snapshots" / COMMIT
     for new in (place / "blobs", place / "refs", snapshot):

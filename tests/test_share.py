@@ -128,6 +128,36 @@ def test_local_sources_are_named_without_their_place(run, tmp_path):
     assert "mine.parquet" in text and "secret-project" not in text and "of your own files" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("/home/me/secret/llava", "llava"),  # as it was given to the run, moved away since
+        ("/home/me/secret/llava/", "llava"),
+        ("~/secret/llava", "llava"),
+        ("../secret/llava", "llava"),
+        ("secret/models/llava", "llava"),
+        ("secret/rows.parquet", "rows.parquet"),
+    ],
+)
+def test_a_place_is_never_named_even_where_nothing_lies_there_any_more(run, given, shown):
+    """In a card's head, where the hub reads base_model and datasets, and in the lines that people copy."""
+    profile, runs = run
+    text = share.adapter_card(CELL, profile, runs)
+    assert 'from_pretrained("llava"' in text and ModelCard(text).data.base_model == "llava"
+    assert share.named(given) == shown and (given == shown or share.is_local(given))
+    moved = replace(profile, model=given)
+    assert share.use(moved).count(f'"{shown}"') == 2 and "secret" not in share.use(moved)
+    assert "secret" not in str(share.described(CELL, moved, share.commits(moved)))
+    assert ("of your own files" in share.source_licence(given)) == (given != shown)
+
+
+def test_the_head_of_a_card_lists_no_data_set_of_ones_own(run):
+    profile, runs = run
+    text = share.adapter_card(CELL, replace(profile, data="/home/me/secret/rows"), runs)
+    assert ModelCard(text).data.datasets is None and "secret" not in text and "| data | rows" in text
+
+
 @pytest.fixture
 def command(run, monkeypatch):
     """The command on the tiny profile."""
