@@ -28,6 +28,11 @@ KIT = "noise-aware preference optimisation (Zhang et al., CVPR 2025, arXiv 2503.
 NOT_THE_PAPERS = (
     "The paper trained all weights on 8 GPUs; this is LoRA on a {base} base, so its numbers are not the paper's."
 )
+MERGING = (
+    "It was trained, and is evaluated, on the base in 4 bits. To merge it, load the base as above, or in 4 bits and "
+    "unpack it (`base = base.dequantize()`); do not merge it into a 4-bit base, whose rounding takes most of a small "
+    "adapter away."
+)
 
 
 # ---- cards ----------------------------------------------------------------------------------------------------------
@@ -56,6 +61,7 @@ def adapter_card(cell, profile, runs_dir="runs"):
         f"A LoRA adapter trained by {KIT}. {NOT_THE_PAPERS.format(base='4-bit NF4' if four_bit else 'frozen')}",
         "## Use",
         f"```python\n{use(profile)}\n```",
+        *([MERGING] if four_bit else []),
         "## Training",
         markdown_table(["setting", "value"], described(cell, profile, base)),
         "## Scores",
