@@ -241,6 +241,8 @@ def load_adapter(model, folder):
     """
     if not (Path(folder) / "adapter_config.json").exists():
         raise BadInput(f"no adapter in {folder}: run notebook 03 first")
+    if not (Path(folder) / "adapter_model.safetensors").exists():  # peft would take a pickle instead
+        raise BadInput(f"{folder}: no adapter_model.safetensors; only safetensors are loaded, never pickles")
     try:
         with quiet():
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()

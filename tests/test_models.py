@@ -285,6 +285,12 @@ def test_missing_adapter_names_the_notebook(model, tmp_path):
     assert "run notebook 03" in one_line(models.load_adapter, model, tmp_path / "adapter")
 
 
+def test_an_adapter_in_a_pickle_is_not_opened(model, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"what a pickle would run")
+    assert "only safetensors are loaded, never pickles" in one_line(models.load_adapter, model, tmp_path)
+
+
 @pytest.mark.parametrize("quantisation", [NF4, Quantisation(four_bit=False)], ids=["nf4", "float32"])
 def test_missing_model_folder_is_one_line(tmp_path, quantisation):
     missing = str(tmp_path / "no" / "such" / "model")
