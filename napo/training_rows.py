@@ -8,22 +8,24 @@ from napo import corrupt, packing
 from napo.artifacts import BadInput
 from napo.profiles import CORRUPTED
 
+KEPT_BYTES = 2**30  # of images as tensors: a small model's rows all fit, of LLaVA-1.5-7B's some 800
+
 
 class EncodedRows(Dataset):
-    """Rows as tensors, each with its reference log-probs; encoded when first asked for and kept if they are few."""
+    """Rows as tensors, each with its reference log-probs; encoded when first asked for and kept while there is room."""
 
-    def __init__(self, rows, processor, kinds, reference, max_length, flipped=None, keep=5000):
+    def __init__(self, rows, processor, kinds, reference, max_length, flipped=None):
         self.rows, self.processor, self.kinds, self.max_length = rows, processor, kinds, max_length
         self.reference = {record["row_id"]: record for record in reference.to_dict("records")}
         self.flipped = np.zeros(len(rows), bool) if flipped is None else flipped
         self.judged = [kind for kind in kinds if len(rows) and rows[0].get(f"is_noise_{kind}") is not None]
-        self.kept = {} if len(rows) <= keep else None
+        self.kept, self.room = {}, KEPT_BYTES
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        if self.kept is not None and index in self.kept:
+        if index in self.kept:
             return self.kept[index]
         row = self.rows[index]
         texts = answers(self.kinds)
@@ -39,9 +41,16 @@ class EncodedRows(Dataset):
         encoded["noise"] = torch.tensor([bool(row.get(f"is_noise_{kind}")) for kind in self.kinds])
         encoded["flipped"] = bool(self.flipped[index])
         encoded["posterior"] = torch.tensor([known.get(f"posterior_{kind}", 0.0) for kind in self.kinds]).float()
-        if self.kept is not None:
-            self.kept[index] = encoded
+        self.keep(index, encoded)
         return encoded
+
+    def keep(self, index, encoded):
+        """Holds a row for the next epoch if its images still fit."""
+        parts = (encoded, *([encoded["corrupted"]] if "corrupted" in encoded else []))
+        size = sum(tensor.nbytes for part in parts for tensor in part["vision"].values())
+        if size <= self.room:
+            self.kept[index] = encoded
+            self.room -= size
 
 
 def answers(kinds):
