@@ -18,6 +18,7 @@ from napo.head import CHUNK_ELEMENTS
 FOUR_BITS = 0.5 + 1 / 64 * 4  # bytes a weight: NF4 and one float32 scale for each block of 64
 FOUR_BITS_DOUBLE = 0.5 + 1 / 64 * (1 + 4 / 256)  # the scales themselves in 8 bits, with a float32 for each 256
 HIDDEN_KEPT, FEED_FORWARD_KEPT = 12, 4
+FULL = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|can't allocate memory")  # what errors then say
 ADAM_BYTES = 4 + 4 + 4  # gradient and two moments of a trained weight
 
 
@@ -135,7 +136,9 @@ def or_say(what, remedy):
     """Where the device's memory does not hold `what` after all: BadInput with one line that says what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; CUDA's libraries and the CPU raise it bare
+        if not isinstance(error, torch.OutOfMemoryError) and not FULL.search(str(error)):
+            raise
         raise BadInput(f"out of memory: the device does not hold {what}; {remedy}") from error
 
 

@@ -216,7 +216,8 @@ def fit(
         callbacks=reporting.callbacks(report_to, Path(checkpoints).parent / "logs"),
     )
     trainer.remove_callback(PrinterCallback)  # what it would print is in steps.jsonl
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    with memory.or_say("this training's optimizer", LOWER):  # a step's forward and backward name their rows
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if save_to:
         trainer.save_model(str(save_to))
     return policy, [step for step in trainer.state.log_history if "loss" in step]

@@ -22,7 +22,7 @@ from tiny_cells import TRAINING, make_base, make_profile, with_training
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from transformers.integrations import integration_utils
 
-from napo import artifacts, corrupt, data, labels, logps, memory, models, noise, packing, sources, train
+from napo import artifacts, corrupt, data, labels, logps, memory, models, noise, packing, sources, train, training_rows
 from napo.artifacts import BadInput, MissingArtifact
 from napo.profiles import CORRUPTED, KINDS, METHODS, PROFILES, REJECTED_KINDS, Cell
 
@@ -246,18 +246,50 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(world, tmp_path):
     assert "\n" not in str(bad.value)
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_out_of_memory_is_one_line_that_says_what_to_lower(world, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("where", ["forward", "backward", "optimizer"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes free."),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_lower(world, tmp_path, monkeypatch, where, error):
     def full(*arguments, **settings):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes free.")
+        raise error
 
-    monkeypatch.setattr(*((train, "objective") if where == "forward" else (torch.Tensor, "backward")), full)
-    with pytest.raises(
-        BadInput, match=r"out of memory: .* rows (file\.parquet:\d+(, )?){4} of step 1.*batch_size"
-    ) as bad:
+    places = {"forward": (train, "objective"), "backward": (torch.Tensor, "backward")}
+    monkeypatch.setattr(*places.get(where, (torch.optim.AdamW, "step")), full)
+    what = "this training's optimizer" if where == "optimizer" else r"rows (file\.parquet:\d+(, )?){4} of step 1"
+    with pytest.raises(BadInput, match=rf"out of memory: the device does not hold {what}.*batch_size") as bad:
         fit(world, tmp_path, "dpo_all")
     line = str(bad.value)
     assert "\n" not in line and all(word in line for word in ("accumulation", "max_length", "gradient_checkpointing"))
+
+
+def test_another_error_of_a_step_stays_what_it_is(world, tmp_path, monkeypatch):
+    def broken(*arguments, **settings):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(train, "objective", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fit(world, tmp_path, "dpo_all")
+
+
+def test_rows_are_kept_as_tensors_while_there_is_room(world, monkeypatch):
+    """And are the same tensors, kept or made again."""
+    profile, _, rows, reference = world
+    processor = models.load(profile.model, profile.quantisation)[1]
+    made = (rows, processor, (*KINDS, CORRUPTED), reference.assign(**{f"logps_{CORRUPTED}": 0.0}), 512)
+    roomy = train.EncodedRows(*made)
+    size = sum(part["vision"]["pixel_values"].nbytes for part in (roomy[0], roomy[0]["corrupted"]))
+    monkeypatch.setattr(training_rows, "KEPT_BYTES", 3 * size + size // 2)
+    tight = train.EncodedRows(*made)
+    for index in (*range(len(rows)), *range(len(rows))):
+        assert torch.equal(tight[index]["vision"]["pixel_values"], roomy[index]["vision"]["pixel_values"])
+        assert tight[index]["row_id"] == rows[index]["row_id"]
+    assert len(roomy.kept) == len(rows) and list(tight.kept) == [0, 1, 2]
 
 
 class Recorder(TrainerCallback):
