@@ -1,5 +1,6 @@
 # Variables: PROFILE = smoke, desk (default), study, paper or paper_small (a 12 GB card); MODEL, DATA, ROWS (a number or
-# all), DEVICE override the profile's own values; REPORT_TO=tensorboard,wandb logs trainings there too;
+# all), DEVICE, METHODS (names, or tables for all that the paper's tables print) override the profile's own values;
+# REPORT_TO=tensorboard,wandb logs trainings there too;
 # `make bench DEVICE=cuda` measures at LLaVA-1.5-7B's size on a GPU;
 # BENCHMARKS=data asks the official benchmarks in that folder too (PROFILE=paper, after `make data`);
 # BAD_ROWS=drop leaves out rows of DATA that cannot be used (default: stop and list them);
@@ -18,6 +19,7 @@ ROWS =
 DEVICE =
 BENCHMARKS =
 REPORT_TO =
+METHODS =
 BAD_ROWS =
 BASES = 0
 GROUPS =
@@ -30,7 +32,8 @@ INDEX := $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--extra-index-url "$(INDEX)")
 PARAMETERS := $(if $(MODEL),-p "model=$(MODEL)") $(if $(DATA),-p "data=$(DATA)") $(if $(ROWS),-p "rows=$(ROWS)") \
 	$(if $(DEVICE),-p "device=$(DEVICE)") $(if $(BAD_ROWS),-p "bad_rows=$(BAD_ROWS)") \
-	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)") $(if $(REPORT_TO),-p "report_to=$(REPORT_TO)")
+	$(if $(BENCHMARKS),-p "benchmarks=$(BENCHMARKS)") $(if $(REPORT_TO),-p "report_to=$(REPORT_TO)") \
+	$(if $(METHODS),-p "methods=$(METHODS)")
 # JupyterLab refuses root, which is what containers run as; it listens on this machine only and asks for its token.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 

@@ -225,12 +225,13 @@ def main(arguments=None):
     top = argparse.ArgumentParser(prog="python -m napo.budget", description="Predict memory and time of a run.")
     top.add_argument("--profile", default="paper", help="default: paper")
     top.add_argument("--rows", nargs="+", default=["1000", "10000", "all"], help="default: 1000 10000 all")
-    for name in ("model", "data", "device"):
+    for name in ("model", "data", "device", "methods"):
         top.add_argument(f"--{name}", default="", help="instead of the profile's own")
     asked = top.parse_args(arguments)
     try:
+        overrides = {name: getattr(asked, name) for name in ("model", "data", "device", "methods")}
         for rows in asked.rows:
-            profile = profiles.get(asked.profile, model=asked.model, data=asked.data, device=asked.device, rows=rows)
+            profile = profiles.get(asked.profile, **overrides, rows=rows)
             skeleton = skeleton_of(profile)
             speed = speed_here(profile)
             print("\n".join(describe(profile, skeleton, speed)))

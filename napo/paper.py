@@ -60,6 +60,11 @@ ROWS = (
 )
 
 
+def methods(model=SMALL):
+    """The kit's names of everything that the tables print of a model."""
+    return {row.method for row in ROWS if row.model == model and row.method}
+
+
 MISPRINT = (
     "the paper's Table 4 prints LP 41.4 for VB1 where its Table 2 prints 31.4 for the same run; Table 2 counts here"
 )

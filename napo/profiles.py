@@ -9,6 +9,7 @@ from their set-up.
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+from napo import paper
 from napo.artifacts import BadInput, repository_root
 from napo.methods import ALPHA, CORRUPTED, KINDS, METHODS, REJECTED_KINDS, Method, Term
 
@@ -266,12 +267,13 @@ PROFILES["paper_small"] = replace(  # ours: a 12 GB card; the same data and obje
 ALL_ROWS = 10**9  # more than any file has
 
 
-def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to=""):
+def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to="", methods=""):
     """The profile of that name, with what the user overrides put in its place.
 
     An empty string or 0 keeps the profile's own value. `rows` is a number of training rows or "all" of the data, and
     also bounds the held-out rows; `benchmarks` is a folder with the data of official benchmarks, one sub-folder each,
-    which then are asked with the paper's decoding; `report_to` names logging back ends, "tensorboard,wandb".
+    which then are asked with the paper's decoding; `report_to` names logging back ends, "tensorboard,wandb"; `methods`
+    names methods, "dpo_original,napo_paper", or "tables" for all of the paper's Tables 1 to 4.
     Raises BadInput for an unknown name, no number of rows, or a folder without benchmarks.
     """
     if name not in PROFILES:
@@ -286,11 +288,23 @@ def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to
         changes["heldout_rows"] = min(profile.heldout_rows, rows)
     if report_to:
         changes["report_to"] = tuple(report_to.replace(",", " ").split())
+    if methods:
+        changes["methods"] = chosen_methods(methods)
     if device and device != "cuda":
         changes["quantisation"] = replace(profile.quantisation, compute_dtype="float32", dtype="float32")
     if benchmarks:
         changes["evaluation"] = _official(profile, benchmarks)
     return replace(profile, **changes)
+
+
+def chosen_methods(text):
+    """Methods as a user names them, in the order of METHODS; the base model is always among them."""
+    names = {"base"}
+    for name in text.replace(",", " ").split():
+        names |= paper.methods() if name == "tables" else {name}
+    for name in names:
+        method(name)
+    return tuple(name for name in METHODS if name in names)
 
 
 def number_of_rows(text):

@@ -292,7 +292,7 @@ def look_ahead(name: str, given: Sequence[str], runs_dir: str) -> None:
     from napo import profiles
 
     overrides = dict(item.partition("=")[::2] for item in given)
-    known = ("model", "data", "rows", "device", "benchmarks", "report_to")
+    known = ("model", "data", "rows", "device", "benchmarks", "report_to", "methods")
     profile = profiles.get(name, **{key: value for key, value in overrides.items() if key in known})
     if not profile.needs_nothing:
         from napo import budget

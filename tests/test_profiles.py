@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from napo import profiles
+from napo import paper, profiles
+from napo.artifacts import BadInput
 from napo.profiles import METHODS, NOISY_METHODS, PROFILES, Cell
 
 
@@ -44,6 +45,25 @@ def test_every_method_that_a_claim_names_exists():
         for name in (c.treatment, c.control)
     }
     assert named <= METHODS.keys()
+
+
+def test_methods_can_be_chosen_by_name_or_as_the_papers_tables():
+    chosen = profiles.get("paper", methods="napo_paper, dpo_original").methods
+    assert chosen == ("base", "dpo_original", "napo_paper")
+    tables = profiles.get("paper", methods="tables").methods
+    assert set(tables) == {row.method for row in paper.ROWS if row.model == paper.SMALL and row.method}
+    assert {"mdpo", "random", "lb_napo_sum", "vb_dpo", "napo_equal"} <= set(tables)
+    assert profiles.get("paper", methods="").methods == PROFILES["paper"].methods
+    with pytest.raises(BadInput, match="unknown method 'nape': use one of base, sft"):
+        profiles.get("paper", methods="nape")
+
+
+def test_every_notebook_that_reads_the_list_of_methods_takes_it(root):
+    """Else a run with METHODS=... would train other cells than it evaluates."""
+    for name in ("03_train", "04_evaluate", "05_ablations"):
+        text = (root / "notebooks" / f"{name}.ipynb").read_text()
+        assert 'methods = \\"\\"' in text and ("methods=methods" in text or '\\"methods\\": methods' in text), name
+    assert '-p "methods=$(METHODS)"' in (root / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
