@@ -3,7 +3,8 @@
 The model has LLaVA-1.5-7B's geometry and no meaning: speed and memory do not depend on what its weights are, so
 nothing is downloaded. It is written to a folder as a hub snapshot is, then loaded in 4 bits, asked for biased answers,
 measured, trained with LoRA and evaluated on 64 rows by the profile's own settings; beside each stage's peak memory and
-the time of a micro-batch stands what napo/memory.py and napo/budget.py had predicted. Without a GPU, `--geometry tiny`
+the time of a micro-batch stands what napo/memory.py and napo/budget.py had predicted, and the engine benchmark's step
+(`steps.packed_step`) for the same rows, by CPU seconds where there is no GPU. Without a GPU, `--geometry tiny`
 (the default there) goes the same way, and the record says "not run on CUDA": a CPU's memory is not compared. Results in
 benchmarks/results/real_size.json.
 """
@@ -27,6 +28,8 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import geometry as geometries  # noqa: E402
+import measuring  # noqa: E402
+import steps  # noqa: E402
 
 from napo import (  # noqa: E402
     artifacts,
@@ -54,9 +57,21 @@ ANSWER = budget.TYPICAL["answer"]
 def write_inputs(folder, geometry, n_rows):
     """A model's folder and a parquet file of preference rows without biased answers."""
     model, processor = geometries.build(replace(geometry, four_bit=False))
+    only_characters(model, processor)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     data.write((_row(i, geometries.row(ANSWER)) for i in range(n_rows)), folder / "rows.parquet")
+
+
+def only_characters(model, processor):
+    """Zero the output head of tokens that are no characters: of a large random vocabulary nearly all decode to nothing,
+    and a row whose biased answer is empty is dropped. Answers then never end, so all have the same length."""
+    tokenizer = processor.tokenizer
+    characters = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    with torch.no_grad():
+        others = torch.ones(model.lm_head.weight.shape[0], dtype=torch.bool)
+        others[characters] = False
+        model.lm_head.weight[others] = 0
 
 
 def _row(i, row):
@@ -75,19 +90,24 @@ def profile_for(name, folder, n_rows, device, new_tokens):
     return replace(profile, **settings, perturbation=perturbation, methods=("base", CELL.method))
 
 
+def clocked(call, device):
+    """(what a call returns, its wall seconds, its CPU seconds, which a busy machine changes less)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    measuring.synchronise(device)
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
 class Stopwatch:
-    """Seconds of every micro-batch of a training, forward and backward."""
+    """Seconds (wall, CPU) of every micro-batch of a training, forward and backward."""
 
     def __init__(self, device):
         self.seconds, self.device, self.real = [], device, train.PreferenceTrainer.training_step
 
     def __enter__(self):
         def timed(*arguments, **settings):
-            started = time.perf_counter()
-            loss = self.real(*arguments, **settings)
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - started)
+            loss, *seconds = clocked(lambda: self.real(*arguments, **settings), self.device)
+            self.seconds.append(seconds)
             return loss
 
         train.PreferenceTrainer.training_step = timed
@@ -106,6 +126,28 @@ def stage(make, device):
     make()
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     return {"seconds": round(time.perf_counter() - started, 2), "peak_gib": peak and round(peak, 3)}
+
+
+def engine_seconds(profile, rows):
+    """Seconds (wall, CPU) of the engine benchmark's step for each of these rows: the same model, adapter and batches
+    without Trainer and objective."""
+    model, processor = models.load_base(profile, 0)
+    policy = models.attach_lora(model, profile.lora, 0).train()
+    if profile.training.gradient_checkpointing:
+        policy.enable_input_require_grads()
+        policy.activation_checkpointing_enable({"use_reentrant": False})
+    seconds = []
+    for row in (rows[i] for i in range(len(rows))):
+        step = steps.packed_step(policy, processor, row)
+        seconds.append(clocked(step, profile.device)[1:])
+        policy.zero_grad(set_to_none=True)
+    return seconds
+
+
+def per_row(seconds):
+    """{wall, cpu}: medians, without the first quarter, which warms up."""
+    later = seconds[len(seconds) // 4 :]
+    return {name: round(statistics.median(pair[i] for pair in later), 4) for i, name in enumerate(("wall", "cpu"))}
 
 
 def predicted(profile, rows):
@@ -146,8 +188,10 @@ def measure(name, geometry_name, n_rows, device, new_tokens):
                 lambda c=cell: evaluate.evaluate_cell(c, profile, runs), device
             )
         cell_folder = train.cell_folder(profile, CELL, runs)
-        steps = [json.loads(line) for line in (cell_folder / "steps.jsonl").read_text().splitlines()]
-    later = watch.seconds[len(watch.seconds) // 4 :]  # the first ones warm up
+        logged = [json.loads(line) for line in (cell_folder / "steps.jsonl").read_text().splitlines()]
+        engine = per_row(engine_seconds(profile, data.part(pairs, "train")))
+    trained = per_row(watch.seconds)
+    clock = "wall" if device == "cuda" else "cpu"
     report = {
         "profile": name,
         "geometry": geometry_name,
@@ -155,9 +199,13 @@ def measure(name, geometry_name, n_rows, device, new_tokens):
         "new_tokens": new_tokens,
         "answer_tokens": ANSWER,
         "run_on": device,
-        "first_loss": steps[0]["loss"],
+        "first_loss": logged[0]["loss"],
         "stages": stages,
-        "micro_batch_seconds": round(statistics.median(later), 4),
+        "micro_batch_seconds": trained["wall"],
+        "micro_batch_cpu_seconds": trained["cpu"],
+        "engine_step_seconds": engine["wall"],
+        "engine_step_cpu_seconds": engine["cpu"],
+        "over_engine_step": round(trained[clock] / engine[clock], 3),
         "predicted": expected,
     }
     return report | (on_cuda(report, name) if device == "cuda" else {"cuda": "not run on CUDA: no GPU on this machine"})

@@ -3,9 +3,13 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+
+from napo import generation
+from napo.profiles import Perturbation
 
 SECONDS = {"01 biased answers", "02 reference log-probs", "02 noise", "03 training"}
 
@@ -31,12 +35,26 @@ def test_the_real_size_benchmark_runs_every_stage_small_and_says_what_it_did_not
     report = json.loads(output.read_text())
     assert SECONDS < set(report["stages"]) and all(stage["seconds"] > 0 for stage in report["stages"].values())
     assert report["micro_batch_seconds"] > 0 and report["predicted"]["micro_batch_seconds"] > 0
+    assert report["engine_step_seconds"] > 0 and report["over_engine_step"] > 0.5
     assert report["predicted"]["train"]["weights"] > 0 and report["rows"] == 8
     half = 2 - 2**0.5
     assert report["first_loss"] == pytest.approx((0.6931 + 2 * half) / 3, abs=1e-3)
     if not torch.cuda.is_available():
         assert report["cuda"].startswith("not run on CUDA")
         assert {stage["peak_gib"] for stage in report["stages"].values()} == {None}
+
+
+def test_a_random_model_of_a_large_vocabulary_gives_answers_that_are_not_empty(benchmark):
+    """Of 32,064 tokens this tokenizer knows a hundred: the answers of the 7B geometry would decode to nothing."""
+    real_size = benchmark("real_size")
+    large = replace(real_size.geometries.GEOMETRIES["tiny"], vocabulary=32064)
+    model, processor = real_size.geometries.build(large)
+    settings = Perturbation(max_new_tokens=6, batch_size=2)
+    row = real_size._row(0, real_size.geometries.row(20))
+    assert generation.generate(model, processor, [(row, True, False)], settings) == [""]
+    real_size.only_characters(model, processor)
+    (answer,) = generation.generate(model, processor, [(row, True, False)], settings)
+    assert len(answer) > 0
 
 
 def test_the_committed_record_is_of_this_script_and_claims_no_gpu_that_was_not_there(root):
