@@ -40,7 +40,8 @@ ARMS = {
 RUNS = (  # (arm, noise)
     *((arm, "") for arm in ("sft", "dpo_original", "dpo_lb", "dpo_vb", "dpo_all")),
     *((f"{arm}_{name}", "leak") for name in TERMS for arm in ("dpo", "oracle")),
-    *((arm, "swap") for arm in ("sft", "dpo_all", "oracle_all")),
+    ("sft", "swap"),
+    *((f"{arm}_{name}", "swap") for name in TERMS for arm in ("dpo", "oracle")),
 )
 COMPARISONS = (  # (better, worse), each an arm or arm+noise
     ("dpo_original", "base"),
@@ -48,12 +49,15 @@ COMPARISONS = (  # (better, worse), each an arm or arm+noise
     ("dpo_vb", "dpo_original"),
     ("dpo_all", "dpo_original"),
     ("dpo_all", "sft"),
-    ("oracle_lb+leak", "dpo_lb+leak"),
-    ("oracle_vb+leak", "dpo_vb+leak"),
-    ("oracle_all+leak", "dpo_all+leak"),
-    ("oracle_all+leak", "sft"),
-    ("oracle_all+swap", "dpo_all+swap"),
-    ("oracle_all+swap", "sft+swap"),
+    *(
+        comparison
+        for name in TERMS
+        for noise, sft in (("leak", "sft"), ("swap", "sft+swap"))
+        for comparison in (
+            (f"oracle_{name}+{noise}", f"dpo_{name}+{noise}"),
+            (f"oracle_{name}+{noise}", sft),
+        )
+    ),
 )
 
 
