@@ -176,15 +176,8 @@ def reference(profile, base, runs_dir="runs"):
 
     With them a training step has no reference pass; before training they give the raw margins.
     """
-    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
-    pairs = artifacts.require(folder / "pairs.parquet", "01")
-    settings = {
-        "model": models.identity(profile, base),
-        "quantisation": profile.quantisation,
-        "max_length": profile.training.max_length,
-        "packed": profile.training.packed,
-        "one_image_size": profile.training.batch_size > 1,  # then all rows are checked for it
-    }
+    made_from = reference_made_from(profile, base, runs_dir)
+    (pairs,) = made_from["inputs"]
 
     def make(path):
         model, processor = models.load_base(profile, base)
@@ -205,8 +198,34 @@ def reference(profile, base, runs_dir="runs"):
             print(f"{frame['n_cut'].sum()} answers cut at the end: prompt and answer over {training.max_length} tokens")
         frame.to_parquet(path, index=False)
 
+    return artifacts.build(pairs.with_name("reference.parquet"), make, **made_from)
+
+
+def reference_made_from(profile, base, runs_dir="runs"):
+    """What the reference log-probs of a base depend on, as `artifacts.build` takes it."""
+    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
+    settings = {
+        "model": models.identity(profile, base),
+        "quantisation": profile.quantisation,
+        "max_length": profile.training.max_length,
+        "packed": profile.training.packed,
+        "one_image_size": profile.training.batch_size > 1,  # then all rows are checked for it
+    }
     modules = ("logps", "packing", "models", "data")
-    return artifacts.build(folder / "reference.parquet", make, settings=settings, modules=modules, inputs=[pairs])
+    return {"settings": settings, "modules": modules, "inputs": [artifacts.require(folder / "pairs.parquet", "01")]}
+
+
+def current_reference(profile, base, runs_dir="runs"):
+    """Path of the reference log-probs for who only reads them. Raises BadInput if they are not there, or were made from
+    other rows, another model or template, or other settings than those of now."""
+    made_from = reference_made_from(profile, base, runs_dir)
+    path = artifacts.require(made_from["inputs"][0].with_name("reference.parquet"), "02")
+    if not artifacts.is_current(path, **made_from):
+        raise BadInput(
+            f"{artifacts.shown(path)} was made from other rows, another model or other settings than those of now: run "
+            "notebook 02 again"
+        )
+    return path
 
 
 def load_reference(path, model, processor, rows, profile, n_checked=2):

@@ -310,11 +310,10 @@ def cell_settings(profile, cell):
 
 
 def cell_inputs(profile, cell, runs_dir):
-    base_folder = artifacts.run_folder(profile.name, f"base-{cell.base}", runs_dir=runs_dir)
-    return [
-        artifacts.require(base_folder / "pairs.parquet", "01"),
-        artifacts.require(base_folder / "reference.parquet", "02"),
-    ]
+    """Paths of the pairs and of their reference log-probs. Raises BadInput if one is missing, or the log-probs are not
+    of these pairs, this model and these settings."""
+    reference = logps.current_reference(profile, cell.base, runs_dir)
+    return [reference.with_name("pairs.parquet"), reference]
 
 
 def training_inputs(profile, cell, runs_dir):

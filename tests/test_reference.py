@@ -12,9 +12,9 @@ import torch
 from test_packing import make_row, photo
 from tiny_models import save_tiny_llava, tiny_llava
 
-from napo import data, logps, models
+from napo import data, evaluate, logps, models, train
 from napo.artifacts import BadInput
-from napo.profiles import KINDS, Profile, Quantisation, Training
+from napo.profiles import KINDS, Cell, Profile, Quantisation, Training
 
 QUANTISATION = Quantisation(four_bit=False)
 
@@ -101,6 +101,18 @@ def test_whatever_decides_the_log_probs_makes_them_stale(world, computed, change
     assert len(computed) == 1
     changed = change(profile, runs)
     assert logps.reference(changed, 0, runs) == path and len(computed) == 2
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_who_only_reads_them_is_told_that_they_are_stale(world, change):
+    """Notebook 03 alone, after pairs, model or settings changed: a training on them would finish without a word."""
+    profile, runs = world
+    path = logps.reference(profile, 0, runs)
+    assert train.cell_inputs(profile, Cell("dpo_all"), runs) == [path.with_name("pairs.parquet"), path]
+    changed = change(profile, runs)
+    for read in (train.train_cell, evaluate.evaluate_cell):
+        with pytest.raises(BadInput, match="reference.parquet was made from other rows.*run notebook 02 again"):
+            read(Cell("dpo_all"), changed, runs)
 
 
 def test_where_the_same_base_lies_does_not_matter(world, computed, tmp_path):

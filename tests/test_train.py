@@ -452,7 +452,7 @@ def test_killed_training_goes_on_to_the_same_bytes(world, trained, tmp_path):
     elsewhere = tmp_path / "runs"
     base = elsewhere / "tiny" / "base-0"
     base.mkdir(parents=True)
-    for name in ("pairs.parquet", "reference.parquet"):
+    for name in ("pairs.parquet", "reference.parquet", "provenance.json"):
         (base / name).write_bytes((runs / "tiny" / "base-0" / name).read_bytes())
     script = KILLED.format(
         tests=str(Path(__file__).parent), folder=str(Path(profile.model).parent), runs=str(elsewhere)

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from napo import profiles
 from napo.data import BIASED
 from napo.world import natural_noise
-from napo.world.questions import KINDS
+from napo.world.questions import KINDS, question
+from napo.world.scenes import Scene, Thing, to_json
 
 FOLDER = Path(natural_noise.__file__).parent
 RECORD = json.loads((FOLDER / "natural-noise.json").read_text())
@@ -35,10 +37,25 @@ def test_the_share_is_that_of_the_rows_and_the_table_shows_mean_and_spread(tmp_p
             "is_noise_vision_biased": [False] * 5,
         }
     )
+    monkeypatch.setattr(natural_noise, "is_mistaken", lambda row: row["question_kind"] == "count")
     monkeypatch.setattr(natural_noise.perturb, "pairs", lambda profile, base, runs_dir: base)
     scaled = {0: rows, 1: rows.assign(is_noise_language_biased=[True, True, False, False, True])}
     monkeypatch.setattr(natural_noise.artifacts, "read_parquet", lambda path, notebook: scaled[path])
     found = {"noise": natural_noise.measure([0, 1], tmp_path).to_dict("records")}
     lines = natural_noise.table(found).splitlines()[2:]
-    assert lines[0] == "| colour | **0.375 [0.25, 0.50]** | 0.000 [0.00, 0.00] |"
-    assert lines[1] == "| count | 1.000 [1.00, 1.00] | 0.000 [0.00, 0.00] |"
+    assert lines[0] == "| colour | **0.375 [0.25, 0.50]** | 0.000 [0.00, 0.00] | 0.000 [0.00, 0.00] |"
+    assert lines[1] == "| count | 1.000 [1.00, 1.00] | 0.000 [0.00, 0.00] | 1.000 [1.00, 1.00] |"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "mistaken"),
+    [
+        ("the frog is green .", "the frog is red .", True),  # it went by the prior
+        ("the frog is red .", "the frog is green .", False),
+        ("the frog is red . the frog is on grass .", "the frog is red .", False),  # it does not mind details: a draw
+    ],
+)
+def test_a_labeller_is_mistaken_where_it_chose_the_worse_answer_by_the_picture(chosen, rejected, mistaken):
+    scene = to_json(Scene((Thing("frog", "red", 0), Thing("whale", "blue", 3)), "grass"))
+    row = {"scene": scene, "question": question("colour", "frog").text, "chosen": chosen, "rejected": rejected}
+    assert natural_noise.is_mistaken(row) == mistaken
