@@ -61,6 +61,8 @@ def participants(case, asked):
     """Names of those that take part, ours first."""
     names = generating.NAMES if is_generation(case) else steps.NAMES
     absent = () if steps.has_trl() else steps.TRL
+    if asked.device == "cuda":
+        absent = (*absent, "trl_cpu")  # there TRL needs no patch: the two are one
     return [name for name in names if name not in (*asked.without, *absent)]
 
 

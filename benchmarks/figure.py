@@ -14,8 +14,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 STEP = {
     "packed": "packed (this kit)",
     "authors": "authors' scheme: four sequences, full logits",
-    "trl": "TRL's DPOTrainer with its reference pass",
-    "trl_cpu": "the same as it is without a GPU",
+    "trl": "TRL's DPOTrainer with its reference pass, patched to score answers only, as on a GPU",
+    "trl_cpu": "TRL's DPOTrainer as it comes, without a GPU",
     "limit_head": "bare forward + backward, with head",
     "limit": "bare forward + backward",
 }

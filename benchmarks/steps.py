@@ -7,7 +7,8 @@ trl      trl.DPOTrainer.training_step on the three pairs, with the reference pas
          on a GPU: only answer positions go through the head
 trl_cpu  the same as it is on a machine without Triton, where TRL 1.16 scores every position
 limit    the bare forward and backward of the unique tokens: the same sequence as packed, plain causal attention, no
-         output head (a lower bound that no exact scheme can reach, as log-probs need the head)
+         output head. Packed needs the head too, but looks at fewer keys (an answer passes over the others'), so with
+         long answers it may be the cheaper of the two
 limit_head  the same with logits and cross entropy at as many positions as there are answer tokens
 """
 

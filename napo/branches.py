@@ -11,11 +11,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from napo.artifacts import BadInput
 
-# model_type -> how positions go on after the prompt; what tests/test_families.py finds equal to plain sequences.
+# model_type -> how positions go on after the prompt; what tests/test_branches.py finds equal to plain sequences.
 FAMILIES = {
     "llava": "line",  # one number a token
     "llava_onevision": "line",
-    "smolvlm": "line",
+    "smolvlm": "line",  # SmolVLM2
+    "idefics3": "line",  # Idefics3, and SmolVLM 1, whose configuration says so
     "qwen2_5_vl": "grid",  # M-RoPE: three axes; image tokens lie on a grid
     "qwen3_vl": "grid",
 }

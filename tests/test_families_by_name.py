@@ -30,7 +30,8 @@ def save_tiny_family(folder, name):
     (folder / "chat_template.jinja").write_text(processor.chat_template)
     names = ("image_seq_len", "num_image_tokens", "vision_feature_select_strategy")
     settings = {key: getattr(processor, key) for key in names if hasattr(processor, key)}
-    settings["processor_class"] = type(processor).__mro__[1].__name__
+    stock = next(kind for kind in type(processor).__mro__ if kind.__module__.startswith("transformers"))
+    settings["processor_class"] = stock.__name__
     (folder / "processor_config.json").write_text(json.dumps(settings))
     return folder
 

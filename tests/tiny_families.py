@@ -8,6 +8,7 @@ import types
 import torch
 import transformers
 from tiny_models import byte_tokenizer
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
@@ -31,10 +32,12 @@ TEXT = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
+TILES = ["<fake_token_around_image>", "<global-img>"]
+TILES += [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
 SPECIALS = {
     "llava_onevision": ["<video>"],
-    "smolvlm": ["<video>", "<fake_token_around_image>", "<global-img>"]
-    + [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)],
+    "smolvlm": ["<video>", *TILES],
+    "idefics3": [*TILES, "<end_of_utterance>"],
     "qwen2_5_vl": ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
     "qwen3_vl": ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
 }
@@ -89,8 +92,9 @@ def _llava_onevision(tokenizer):
     return transformers.LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def _smolvlm(tokenizer):
-    config = transformers.SmolVLMConfig(
+def _tiled(config_class, tokenizer):
+    """Configuration of SmolVLM (1 and 2) and Idefics3, which cut an image into tiles."""
+    return config_class(
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -105,10 +109,27 @@ def _smolvlm(tokenizer):
         pad_token_id=0,
         tie_word_embeddings=False,
     )
+
+
+TILED = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 24}}
+
+
+def _idefics3(tokenizer):
+    processor = transformers.Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(**TILED),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+    )
+    return transformers.Idefics3ForConditionalGeneration(_tiled(transformers.Idefics3Config, tokenizer)), processor
+
+
+def _smolvlm(tokenizer):
+    config = _tiled(transformers.SmolVLMConfig, tokenizer)
     processing_smolvlm.num2words = processing_smolvlm.num2words or str  # only read for videos
     processor = without_video(
         transformers.SmolVLMProcessor,
-        image_processor=SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24}),
+        image_processor=SmolVLMImageProcessorPil(**TILED),
         tokenizer=tokenizer,
         image_seq_len=4,
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
@@ -181,6 +202,7 @@ def _qwen3_vl(tokenizer):
 BUILDERS = {
     "llava_onevision": _llava_onevision,
     "smolvlm": _smolvlm,
+    "idefics3": _idefics3,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
 }

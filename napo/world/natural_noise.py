@@ -21,8 +21,8 @@ ASKED = (0.10, 0.40)  # where the share of noise ought to lie, for both kinds on
 
 
 def measure(bases, runs_dir="runs"):
-    """Long frame: base, question_kind, kind (of biased answer, or "rejected"), rows, noise (share of them that are right
-    and to the point, or better than the chosen one)."""
+    """Long frame: base, question_kind, kind (of biased answer, or "rejected"), rows, noise (share of them that are
+    right and to the point, or better than the chosen one)."""
     profile = replace(profiles.get("desk"), name="natural_noise", bases=tuple(bases))
     parts = []
     for base in bases:
