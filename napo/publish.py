@@ -16,7 +16,7 @@ import pandas as pd
 from napo import artifacts, run
 from napo.artifacts import BadInput, shown
 from napo.circumstances import circumstances
-from napo.report import CHAIR_NOTE, CORE, GROUPS, TRUST, claims_table, method_table, over_what
+from napo.report import CHAIR_NOTE, CORE, GROUPS, TRUST, claims_table, component_table, method_table, over_what
 
 BEGIN, END = "<!-- published:begin -->", "<!-- published:end -->"
 README_GROUPS = ("Questions", "Captions", "VLind-style statements")
@@ -101,7 +101,7 @@ def readme_block(study):
         f"Profile `{about['profile']}`, commit {commit}, {about['created'][:10]}; `{about['command']}` makes it again."
     ]
     parts += [f"![{text}]({pictures.pop(name)})" for name, text in README_FIGURES.items() if name in pictures]
-    parts += [claims_table(ledger)]
+    parts += [claims_table(ledger), _folded("What each verdict rests on, with intervals", component_table(ledger))]
     core = table[table["method"].isin(CORE)]
     parts += [text for text in (method_table(core, GROUPS[name]) for name in README_GROUPS) if text]
     left = table["method"].nunique() - core["method"].nunique()
@@ -111,6 +111,11 @@ def readme_block(study):
     links = [f"[{name}]({path})" for name, path in pictures.items()]
     parts += ["More: " + ", ".join(["[the report](figures/study/report.md)", *links]) + "."]
     return "\n\n".join(parts)
+
+
+def _folded(summary, text):
+    """Markdown that a reader opens by a click."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def readme_text(root, block):

@@ -275,6 +275,17 @@ def test_publish_writes_the_readme_block_and_again_without_change(session):
     assert second == publish.readme_text(session.root, publish.readme_block(session.root / "figures" / "study"))
 
 
+def test_the_readme_holds_every_component_with_its_interval_and_verdict(session):
+    assert published(session) == 0
+    study = session.root / "figures" / "study"
+    text = report.component_table(json.loads((study / "claims.json").read_text()))
+    assert "| C1 | Acc_CB | napo_paper - dpo_original | 0.150 [−" in text and "| inconclusive |" in text
+    block = publish.readme_block(study)
+    inside = block.partition("<details>\n<summary>")[2].partition("</details>")[0]
+    assert inside.endswith(f"</summary>\n\n{text}\n\n")
+    assert block.index("| C10 |") < block.index("<details>")  # after the claims
+
+
 def test_the_readme_shows_the_main_methods_and_counts_the_others(session):
     assert published(session) == 0
     study = session.root / "figures" / "study"
