@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from napo import artifacts, run
+from napo import artifacts, offer, run
 from napo.artifacts import BadInput, shown
 from napo.circumstances import circumstances
 from napo.report import CHAIR_NOTE, CORE, GROUPS, TRUST, claims_table, component_table, method_table, over_what
@@ -102,6 +102,7 @@ def readme_block(study):
     ]
     parts += [f"![{text}]({pictures.pop(name)})" for name, text in README_FIGURES.items() if name in pictures]
     parts += [claims_table(ledger), _folded("What each verdict rests on, with intervals", component_table(ledger))]
+    parts += [f"{offer.QUESTION} {text}" for text in _offer(study)]
     core = table[table["method"].isin(CORE)]
     parts += [text for text in (method_table(core, GROUPS[name]) for name in README_GROUPS) if text]
     left = table["method"].nunique() - core["method"].nunique()
@@ -111,6 +112,12 @@ def readme_block(study):
     links = [f"[{name}]({path})" for name, path in pictures.items()]
     parts += ["More: " + ", ".join(["[the report](figures/study/report.md)", *links]) + "."]
     return "\n\n".join(parts)
+
+
+def _offer(study):
+    """The verdict on the noise estimates with its limits, none where no such method was run."""
+    path = study / "offer.csv"
+    return [f"{offer.verdict(pd.read_csv(path))} {offer.LIMITS}"] if path.exists() else []
 
 
 def _folded(summary, text):

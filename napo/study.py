@@ -6,12 +6,14 @@ Intervals are those of `stats.py`: over bases, where there are several.
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, claims, evaluate, noise, paper, report, stats, train
+from napo import artifacts, claims, evaluate, noise, offer, paper, report, stats, train
 from napo.posterior import BIASED
 from napo.profiles import METHODS
 
 WATCHED = ("napo_paper", "napo_authors", "napo_calibrated", "napo_row_q", "napo_literal")  # their q and gamma
 CONTROL = "dpo_all"  # what the methods are compared with under noise
+COMPARED = {"gain": CONTROL, "over_paper": offer.PAPER}  # column of `noise_curves` -> what its difference is to
+COMPARED_COLUMNS = [f"{column}{bound}" for column in COMPARED for bound in ("", "_lo", "_hi")]
 UNDER_NOISE = ("acc_counterfactual", "acc_factual", "irrelevant", "CHAIRi", "Cover", "Acc_CB", "Acc_LP")
 POINTS = 12  # of a curve over training: the steps between two are averaged
 ROC_GRID = np.linspace(0, 1, 101)
@@ -23,11 +25,12 @@ ROC_GRID = np.linspace(0, 1, 101)
 def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
     """Every method that was trained with noise put in, at every rate and kind, with the seeds that have all rates.
 
-    Returns a frame noise_kind, flip_rate, the columns of `report.estimates`, and gain, gain_lo, gain_hi: the paired
-    difference to CONTROL at the same noise. Empty where the profile puts in none.
+    Returns a frame noise_kind, flip_rate, the columns of `report.estimates`, and gain, gain_lo, gain_hi, over_paper,
+    over_paper_lo, over_paper_hi: the paired differences to CONTROL and to the paper's NaPO at the same noise. Empty
+    where the profile puts in none.
     """
     if max(profile.flip_rates) == 0:
-        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, "gain", "gain_lo", "gain_hi"])
+        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, *COMPARED_COLUMNS])
     methods, seeds = profile.noisy_methods or profile.methods, profile.noisy_seeds or profile.seeds
     parts = []
     for noise_kind in profile.noise_kinds:
@@ -35,20 +38,20 @@ def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
         scores = scores[scores["method"].isin(methods) & scores["seed"].isin(seeds)]
         for rate in profile.flip_rates:
             found = report.estimates(scores, measures, flip_rate=rate)
-            parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_gains(scores, found, rate)))
+            parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_differences(scores, found, rate)))
     return pd.concat(parts, ignore_index=True)
 
 
-def _gains(scores, table, rate):
-    """Paired differences to CONTROL for each line of a frame of `report.estimates`: dict column -> list."""
+def _differences(scores, table, rate):
+    """Paired differences to COMPARED for each line of a frame of `report.estimates`: dict column -> list."""
     reporting = scores[~scores["base"].isin(claims.DEVELOPMENT_BASES)]
     values = {name: stats.run_values(reporting, stats.MEASURES[name]) for name in table["measure"].unique()}
-    found = [stats.paired_difference(values[r.measure], r.method, CONTROL, rate) for r in table.itertuples()]
-    return {
-        "gain": [f.value for f in found],
-        "gain_lo": [f.lo for f in found],
-        "gain_hi": [f.hi for f in found],
-    }
+    out = {}
+    for column, control in COMPARED.items():
+        found = [stats.paired_difference(values[r.measure], r.method, control, rate) for r in table.itertuples()]
+        out |= {column: [f.value for f in found], f"{column}_lo": [f.lo for f in found]}
+        out |= {f"{column}_hi": [f.hi for f in found]}
+    return out
 
 
 # ---- q and gamma over training --------------------------------------------------------------------------------------
@@ -187,13 +190,14 @@ def _roc(values, truth):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def sections(curves, use, levels, tables):
+def sections(curves, use, levels, tables, offered):
     """The study's part of report.md: a list of (title, markdown); what was not run says so.
 
-    curves, use, tables  frames of `noise_curves`, `q_use`, `paper_tables`
+    curves, use, tables, offered  frames of `noise_curves`, `q_use`, `paper_tables`, `offer.table`
     levels  frame of `noise_levels.table`, all bases
     """
     return [
+        (offer.QUESTION, offer.text(offered)),
         ("Methods under noise", _curves_text(curves)),
         ("q against the noise", _use_text(use)),
         ("The estimate against the noise", _levels_text(levels)),

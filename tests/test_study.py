@@ -59,13 +59,13 @@ def test_noise_curves_compare_the_seeds_that_have_all_rates(profile):
 def test_without_noise_put_in_there_are_no_curves(profile):
     without = dataclasses.replace(profile, flip_rates=(0.0,))
     assert study.noise_curves(without).empty
-    assert dict(study.sections(study.noise_curves(without), *[pd.DataFrame()] * 3))["Methods under noise"] == (
+    assert dict(study.sections(study.noise_curves(without), *[pd.DataFrame()] * 4))["Methods under noise"] == (
         study.NO_NOISE
     )
 
 
 def test_the_page_states_every_difference_and_their_number(profile):
-    text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 3))["Methods under noise"]
+    text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 4))["Methods under noise"]
     assert "| method | none | leak 40% | swap 40% |" in text
     assert "| fixed q = 1, equal weights | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.30 [0.30, 0.30] |" in text
     assert "3 comparisons; none is corrected" in text
@@ -148,7 +148,7 @@ def test_paper_tables_set_our_difference_beside_the_papers():
     assert np.isnan(table.loc[("mDPO − DPO", "Acc_CB"), "value"])
     assert set(table.index.get_level_values("measure")) == {"Acc_CB", "Acc_LP"}  # no captions were scored
     assert {c.label for c in paper.COMPARISONS} == set(table.index.get_level_values("label"))
-    text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index())[-1][1]
+    text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index(), pd.DataFrame())[-1][1]
     assert "| 1 | NaPO − DPO | Acc_CB ↑ | 0.300 [0.300, 0.300] | 0.195 |" in text
     assert "| 1 | mDPO − DPO | Acc_CB ↑ | – | −0.391 |" in text
     assert "2 comparisons of ours, none corrected" in text and paper.MISPRINT in text
@@ -174,7 +174,7 @@ def test_roc_by_hand():
 
 
 def test_every_method_that_is_shown_exists():
-    assert {*report.CORE, *study.WATCHED, study.CONTROL} <= profiles.METHODS.keys()
+    assert {*report.CORE, *study.WATCHED, *study.COMPARED.values()} <= profiles.METHODS.keys()
     assert set(study.UNDER_NOISE) <= stats.MEASURES.keys()
 
 
