@@ -241,6 +241,7 @@ def _difference(component, values, flip_rate):
 def _separation(component, noise):
     c = component
     entry = {"metric": f"AUROC of {c.margin_column}", "comparison": f"{c.kind}: noise - noise-free"}
+    entry |= {"kind": c.kind, "margin_column": c.margin_column}
     if noise is None or c.margin_column not in noise:
         return _judged(c, entry, stats.Estimate(float("nan")), NOT_RUN + "notebook 02")
     rows = noise[(noise["kind"] == c.kind) & (noise["part"] == "measured")].dropna(subset=["is_noise"])

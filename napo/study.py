@@ -6,7 +6,7 @@ Intervals are those of `stats.py`: over bases, where there are several.
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, claims, evaluate, noise, offer, paper, report, stats, train
+from napo import artifacts, claims, detectors, evaluate, noise, offer, paper, report, stats, train
 from napo.posterior import BIASED
 from napo.profiles import METHODS
 
@@ -164,10 +164,10 @@ def roc(noisy, beta=None):
     noisy  frame of `margins.noise_table` and `posterior.beside`; measured rows with known truth count
     Returns a frame kind, detector, false_positives, true_positives.
     """
-    noisy = report.known_rows(noisy, beta)
+    noisy = detectors.known_rows(noisy, beta)
     rows = []
     for kind, of_kind in noisy.groupby("kind"):
-        for detector in (name for name in report.NOISE_DETECTORS if name in of_kind):
+        for detector in (name for name in detectors.NOISE_DETECTORS if name in of_kind):
             curves = [_roc(of_base[detector], of_base["is_noise"]) for _, of_base in of_kind.groupby("base")]
             curves = [curve for curve in curves if curve is not None]
             if curves:

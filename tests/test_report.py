@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napo import artifacts, circumstances, claims, profiles, publish, report, run, stats
+from napo import artifacts, circumstances, claims, detectors, profiles, publish, report, run, stats
 from napo.notebooks import Notebook
 
 CAPTIONS = {"CHAIRs": 0.2, "hallucinated": 1.0, "mentioned": 4.0, "covered": 1.0, "present": 2.0, "tokens": 7.0}
@@ -104,6 +104,41 @@ def test_noise_table_by_hand(noise):
     assert report.noise_table(noise.assign(part="probe"), np.random.default_rng(0)).empty
     without = report.noise_table(noise.drop(columns="posterior"), np.random.default_rng(0))
     assert set(without["detector"]) == set(report.NOISE_DETECTORS) - {"right", "paper_right"}
+
+
+def test_with_several_bases_the_intervals_of_the_noise_are_over_bases(noise):
+    """Base 1 lacks five of the noisy rows of base 0; the kinds of question apart, its margins say nothing."""
+    other = noise.assign(base=1, raw_margin=0.0).drop(index=noise.index[:5])
+    table = report.noise_table(pd.concat([noise, other]), np.random.default_rng(0)).set_index(["kind", "detector"])
+    raw = table.loc[("language_biased", "raw_margin")]
+    assert set(table[["rate_over", "over", "within_over"]].to_numpy().ravel()) == {"bases"}
+    assert raw["noise_rate"] == pytest.approx((15 / 60 + 10 / 55) / 2)  # a mean over bases, no pooled rows
+    alone = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
+    alone = alone.loc[("language_biased", "raw_margin")]
+    assert alone["within_over"] == alone["rate_over"] == "rows"
+    low, high = 0.5, alone["within_kinds"]
+    assert raw["within_kinds"] == pytest.approx((low + high) / 2)
+    half = 12.7062 * (high - low) / 2  # t(.975, 1) * sd / sqrt(2)
+    assert raw["within_hi"] - raw["within_kinds"] == pytest.approx(half, abs=1e-3)
+
+
+def test_detectors_are_judged_apart_on_answers_other_than_the_chosen_one(noise):
+    """Every second noisy row equals the chosen answer; of the others the margins are made to say nothing."""
+    equal = noise["is_noise"].astype(bool) & (np.arange(len(noise)) % 4 < 2)
+    frame = noise.assign(equals_chosen=equal, raw_margin=np.where(equal, -9.0, 0.0))
+    raw = report.noise_table(frame, np.random.default_rng(0)).set_index(["kind", "detector"])
+    raw = raw.loc[("language_biased", "raw_margin")]
+    assert raw["within_other"] == 0.5 and raw["within_kinds"] > 0.7 and raw["within_other_over"] == "rows"
+
+
+def test_c9_names_its_value_within_question_kinds_and_the_baselines(written, scores, noise):
+    ledger = json.loads((written / "claims.json").read_text())
+    (c9,) = (claim for claim in ledger if claim["id"] == "C9")
+    assert "AUROC within question kinds, beside the baselines: language_biased: raw_mean_margin 1.00 [" in c9["note"]
+    assert "length 0.50" in c9["note"] and "exact match with the chosen answer 1.00" in c9["note"]
+    assert c9["verdict"] == claims.ledger(scores, noise)[8]["verdict"] and c9["note"] in report.claims_table(ledger)
+    assert [c["note"] for c in ledger[:8]] == [c["note"] for c in claims.ledger(scores, noise)[:8]]
+    assert detectors.with_detectors(ledger, None) == ledger
 
 
 @pytest.mark.parametrize(
