@@ -3,6 +3,8 @@
 Intervals are those of `stats.py`: over bases, where there are several.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -32,10 +34,10 @@ def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
     if max(profile.flip_rates) == 0:
         return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, *COMPARED_COLUMNS])
     methods, seeds = profile.noisy_methods or profile.methods, profile.noisy_seeds or profile.seeds
+    noisy = replace(profile, methods=methods, seeds=seeds)  # the other cells' scores are not even read
     parts = []
     for noise_kind in profile.noise_kinds:
-        scores = evaluate.load_scores(profile, runs_dir, noise_kind)
-        scores = scores[scores["method"].isin(methods) & scores["seed"].isin(seeds)]
+        scores = evaluate.load_scores(noisy, runs_dir, noise_kind)
         for rate in profile.flip_rates:
             found = report.estimates(scores, measures, flip_rate=rate)
             parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_differences(scores, found, rate)))
