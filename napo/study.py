@@ -16,7 +16,11 @@ WATCHED = ("napo_paper", "napo_authors", "napo_calibrated", "napo_row_q", "napo_
 CONTROL = "dpo_all"  # what the methods are compared with under noise
 COMPARED = {"gain": CONTROL, "over_paper": offer.PAPER}  # column of `noise_curves` -> what its difference is to
 COMPARED_COLUMNS = [f"{column}{bound}" for column in COMPARED for bound in ("", "_lo", "_hi")]
-UNDER_NOISE = ("acc_counterfactual", "acc_factual", "irrelevant", "CHAIRi", "Cover", "Acc_CB", "Acc_LP")
+UNDER_NOISE = (
+    *("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words", "CHAIRs", "CHAIRi", "Cover", "tokens"),
+    *("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
+)
+MOST_CELLS = 900  # of the study's list: why noise is put in with fewer seeds (tests/test_study.py)
 POINTS = 12  # of a curve over training: the steps between two are averaged
 ROC_GRID = np.linspace(0, 1, 101)
 
@@ -28,11 +32,11 @@ def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
     """Every method that was trained with noise put in, at every rate and kind, with the seeds that have all rates.
 
     Returns a frame noise_kind, flip_rate, the columns of `report.estimates`, and gain, gain_lo, gain_hi, over_paper,
-    over_paper_lo, over_paper_hi: the paired differences to CONTROL and to the paper's NaPO at the same noise. Empty
-    where the profile puts in none.
+    over_paper_lo, over_paper_hi: the paired differences to CONTROL and to the paper's NaPO at the same noise, and
+    seeds, the names of the seeds that it holds. Empty where the profile puts in none.
     """
     if max(profile.flip_rates) == 0:
-        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, *COMPARED_COLUMNS])
+        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, *COMPARED_COLUMNS, "seeds"])
     methods, seeds = profile.noisy_methods or profile.methods, profile.noisy_seeds or profile.seeds
     noisy = replace(profile, methods=methods, seeds=seeds)  # the other cells' scores are not even read
     parts = []
@@ -41,7 +45,7 @@ def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
         for rate in profile.flip_rates:
             found = report.estimates(scores, measures, flip_rate=rate)
             parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_differences(scores, found, rate)))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(seeds=", ".join(map(str, seeds)))
 
 
 def _differences(scores, table, rate):
@@ -213,7 +217,13 @@ NO_NOISE = "This profile puts in no noise: `make reproduce PROFILE=study`."
 def _curves_text(curves):
     if curves.empty:
         return NO_NOISE
+    seeds = str(curves["seeds"].iloc[0])
     parts = [f"Difference to {METHODS[CONTROL].label} at the same noise [95 % interval over bases]."]
+    if seeds.isdecimal():
+        parts.append(
+            f"Noise levels are run with seed {seeds} alone, and compared with that seed without noise: so the list of "
+            f"trainings stays under {MOST_CELLS} cells. What another seed would change, these intervals do not hold."
+        )
     curves = curves[(curves["noise_kind"] == curves["noise_kind"].iloc[0]) | (curves["flip_rate"] > 0)]  # 0 once
     for measure, part in curves.groupby("measure", sort=False):
         levels = part[["noise_kind", "flip_rate"]].drop_duplicates().itertuples(index=False, name=None)

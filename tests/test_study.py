@@ -69,6 +69,9 @@ def test_the_page_states_every_difference_and_their_number(profile):
     assert "| method | none | leak 40% | swap 40% |" in text
     assert "| fixed q = 1, equal weights | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.30 [0.30, 0.30] |" in text
     assert "3 comparisons; none is corrected" in text
+    assert "with seed 0 alone" in text and f"under {study.MOST_CELLS} cells" in text
+    more = study.sections(study.noise_curves(profile).assign(seeds="0, 1"), *[pd.DataFrame()] * 4)
+    assert "alone" not in dict(more)["Methods under noise"]
 
 
 def write_steps(folder, q, true, gamma=0.5):
@@ -183,3 +186,8 @@ def test_the_cells_of_the_study_hold_what_its_figures_need():
     for noise_kind in profiles.NOISE_KINDS:
         for rate in profiles.NOISE_LEVELS[1:]:
             assert Cell(study.CONTROL, 0, 0, rate, noise_kind) in cells
+
+
+def test_the_list_is_as_short_as_the_report_says_and_would_not_be_with_every_seed():
+    whole = profiles.PROFILES["study"]
+    assert len(whole.cells()) < study.MOST_CELLS < len(dataclasses.replace(whole, noisy_seeds=()).cells())
