@@ -247,7 +247,11 @@ def _forest_panel(ax, rows, lines):
         if label not in rows.index:
             continue
         row = rows.loc[label]
-        ax.plot(row["paper"], height + 0.2, "D", color=ORANGE, mfc="white", ms=6, label="paper, LLaVA-1.5-7B, one run")
+        if np.isfinite(row["paper"]):
+            mark = {"color": ORANGE, "mfc": "white", "ms": 6, "label": "paper, LLaVA-1.5-7B, one run"}
+            ax.plot(row["paper"], height + 0.2, "D", **mark)
+        else:
+            ax.text(0, height + 0.25, " paper: two protocols", fontsize=7.5, color="#666666", va="center")
         if not np.isfinite(row["value"]):
             ax.text(0, height - 0.15, " not run", fontsize=7.5, color="#666666", va="center")
             continue

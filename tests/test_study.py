@@ -155,6 +155,21 @@ def test_paper_tables_set_our_difference_beside_the_papers():
     assert "| 1 | NaPO − DPO | Acc_CB ↑ | 0.300 [0.300, 0.300] | 0.195 |" in text
     assert "| 1 | mDPO − DPO | Acc_CB ↑ | – | −0.391 |" in text
     assert "2 comparisons of ours, none corrected" in text and paper.MISPRINT in text
+    assert "MMHal-Bench needs a chat model as judge and has no counterpart in the desk world" in text
+    assert "without a line: CHAIR_s, CHAIR_i, AMBER CHAIR, AMBER Cover" in text and "two protocols" not in text
+
+
+def test_a_copied_row_of_the_paper_has_no_difference_and_the_page_says_why():
+    captions = {"hallucinated": 1.0, "mentioned": 4.0}
+    rows = [
+        (method, 0, 0, 0.0, "objhal", metric, str(i), "", value)
+        for method in ("base", "dpo_original") for metric, value in captions.items() for i in range(10)
+    ]  # fmt: skip
+    table = study.paper_tables(pd.DataFrame(rows, columns=COLUMNS))
+    found = table.set_index("label").loc["base model − DPO"]
+    assert found["value"] == 0 and np.isnan(found["paper"])
+    text = dict(study.sections(*[pd.DataFrame()] * 3, table, pd.DataFrame()))[study.TABLES]
+    assert "| 1 | base model − DPO | CHAIR_i ↓ | 0.000 | – |" in text and "between two protocols" in text
 
 
 def test_roc_by_hand():

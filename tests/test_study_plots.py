@@ -159,6 +159,14 @@ def test_forest_draws_ours_the_papers_and_what_was_not_run():
     assert [t.get_text() for t in ax.texts] == [" not run"]
 
 
+def test_forest_says_where_the_paper_has_no_difference():
+    frame = forest_frame()
+    frame.loc[(frame["measure"] == "Acc_CB") & (frame["label"] == "NaPO − DPO"), "paper"] = np.nan
+    ax = study_plots.forest(frame, "Table 1").axes[0]
+    assert sorted(t.get_text() for t in ax.texts) == [" not run", " paper: two protocols"]
+    assert len([found for found in ax.lines if found.get_marker() == "D"]) == 2
+
+
 def test_the_estimate_is_drawn_against_the_truth():
     frame = levels_frame()
     ax = FIGURES["levels"]().axes[0]
