@@ -33,7 +33,7 @@ PAPER_NOTE = (
 )
 TRUST = "## How far to trust this"
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
-ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds".split()
+ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds n_items".split()
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -43,8 +43,9 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
     """Every method on every measure with its interval: the frame that `plots.comparison` draws.
 
     scores  long frame: method, base, seed, flip_rate, benchmark, metric, example_id, value
-    Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, in the
-    order of METHODS; methods and measures without scores are absent. Untrained methods count at every flip rate.
+    Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, n_items
+    (examples that each run was asked), in the order of METHODS; methods and measures without scores are absent.
+    Untrained methods count at every flip rate.
     """
     rows = []
     for name in measures:
@@ -54,7 +55,8 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
         for method, of_method in sorted(runs[at_rate].groupby("method"), key=lambda item: _place(item[0])):
             label = METHODS[method].label if method in METHODS else method
             row = {"method": method, "method_label": label, "measure": name, "measure_label": measure.label}
-            rows.append(row | {"better": measure.better} | asdict(stats.estimate(of_method)))
+            row |= {"better": measure.better, "n_items": int(of_method["n_examples"].max())}
+            rows.append(row | asdict(stats.estimate(of_method)))
     return pd.DataFrame(rows, columns=ESTIMATE_COLUMNS)
 
 
@@ -91,6 +93,13 @@ def method_table(table, measures):
         for method, label in labels.items()
     ]
     return markdown_table(["method", *(stats.MEASURES[n].label + ARROW[stats.MEASURES[n].better] for n in here)], rows)
+
+
+def items_text(table, measures):
+    """How many items each run was asked, per measure: "Items of each run: 300 (CHAIR_s, coverage), 100 (S_CB)." """
+    here = table[table["measure"].isin(measures)]
+    found = {name: rows["measure_label"].unique() for name, rows in here.groupby("n_items", sort=False)}
+    return "Items of each run: " + ", ".join(f"{n} ({', '.join(labels)})" for n, labels in found.items()) + "."
 
 
 def results_page(table, heading):
@@ -153,9 +162,9 @@ def component_table(ledger):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def markdown(profile, table, noise, ledger, command, sections=()):
+def markdown(profile, table, noise, ledger, command, sections=(), comparisons=None):
     """report.md as text. profile: Profile; table, noise: frames of `estimates`, `noise_table`; ledger: of claims;
-    sections: (title, markdown) of what else was looked at."""
+    sections: (title, markdown) of what else was looked at; comparisons: of `trust`."""
     parts = [
         f"# What the `{profile.name}` run found",
         f"Written by notebook 05; `{command}` makes it again. Every number below is generated.",
@@ -166,7 +175,7 @@ def markdown(profile, table, noise, ledger, command, sections=()):
     ]
     for title, measures in GROUPS.items():
         text = method_table(table, measures)
-        parts += [f"### {title}", text] if text else []
+        parts += [f"### {title}", text, items_text(table, measures)] if text else []
         parts += [CHAIR_NOTE] if text and "CHAIRs" in measures else []
     parts += [
         "## Noise",
@@ -177,7 +186,7 @@ def markdown(profile, table, noise, ledger, command, sections=()):
         "### Components",
         component_table(ledger),
     ]
-    parts += [TRUST, "\n".join(f"- {line}" for line in trust(profile, ledger))]
+    parts += [TRUST, "\n".join(f"- {line}" for line in trust(profile, ledger, comparisons))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,12 +241,15 @@ def _noise_text(noise):
     )
 
 
-def trust(profile, ledger):
-    """Sentences on what the run can and cannot say, from what it was."""
+def trust(profile, ledger, comparisons=None):
+    """Sentences on what the run can and cannot say, from what it was. comparisons: {what: number of those made beside
+    the ledger's}."""
     ran = [c for claim in ledger for c in claim["components"] if c["verdict"] != "not run"]
+    made = {"for the claims": len(ran), **(comparisons or {})}
+    parts = f" ({', '.join(f'{n} {what}' for what, n in made.items() if n)})" if any(made.values()) else ""
     n_bases = max((c["n_bases"] for c in ran), default=0)
     lines = [
-        f"{len(ran)} comparisons were made; none is corrected for their number.",
+        f"{sum(made.values())} comparisons were made{parts}; none is corrected for their number.",
         f"At most {n_bases} reporting base{'s'[: n_bases != 1]}: "
         + ("intervals speak for new bases." if n_bases >= claims.MIN_BASES else "no verdict can speak for new bases, "
            f"which takes {claims.MIN_BASES}; an interval over seeds or rows speaks for this base only."),
@@ -253,11 +265,12 @@ def trust(profile, ledger):
     return lines
 
 
-def write(folder, profile, scores, noise=None, *, rng, command=None, sections=(), tables=None):
+def write(folder, profile, scores, noise=None, *, rng, command=None, sections=(), tables=None, comparisons=None):
     """Notebook 05's last act: tables/*.csv, claims.json and report.md in `folder`, each whole or not at all.
 
     profile  Profile;  scores, noise  all cells' and all bases' frames;  rng  of the bootstrap
     sections, tables  what else goes into the page, (title, markdown), and into tables/, {name: frame}
+    comparisons  how many these hold, {what: number}
     Returns (ledger, estimates frame, noise table or None).
     """
     folder = Path(folder)
@@ -272,7 +285,8 @@ def write(folder, profile, scores, noise=None, *, rng, command=None, sections=()
             if frame is not None and len(frame):
                 frame.to_csv(written / f"{name}.csv", index=False)
     artifacts.write_json(ledger, folder / "claims.json")
-    page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}", sections)
+    command = command or f"make reproduce PROFILE={profile.name}"
+    page = markdown(profile, table, noisy, ledger, command, sections, comparisons)
     with artifacts.atomic(folder / "report.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return ledger, table, noisy

@@ -211,6 +211,18 @@ def sections(curves, use, levels, tables, offered):
     ]
 
 
+def comparisons(curves, tables, offered):
+    """How many differences the sections hold, for `report.trust`; some stand in more than one of them."""
+    under_noise = 0 if curves.empty else int((_noise_once(curves)["method"] != CONTROL).sum())
+    counted = {"of methods under noise": under_noise, "of the noise estimates": len(offered)}
+    return counted | {"in the paper's tables": int(tables["value"].notna().sum()) if len(tables) else 0}
+
+
+def _noise_once(curves):
+    """The frame of `noise_curves` with noise rate 0 for one kind only: there the kinds are the same runs."""
+    return curves[(curves["noise_kind"] == curves["noise_kind"].iloc[0]) | (curves["flip_rate"] > 0)]
+
+
 TABLES = "The paper's tables, ours beside the paper's"
 NO_NOISE = "This profile puts in no noise: `make reproduce PROFILE=study`."
 
@@ -225,7 +237,7 @@ def _curves_text(curves):
             f"Noise levels are run with seed {seeds} alone, and compared with that seed without noise: so the list of "
             f"trainings stays under {MOST_CELLS} cells. What another seed would change, these intervals do not hold."
         )
-    curves = curves[(curves["noise_kind"] == curves["noise_kind"].iloc[0]) | (curves["flip_rate"] > 0)]  # 0 once
+    curves = _noise_once(curves)
     for measure, part in curves.groupby("measure", sort=False):
         levels = part[["noise_kind", "flip_rate"]].drop_duplicates().itertuples(index=False, name=None)
         levels = sorted(levels, key=lambda level: (level[1] > 0, level))

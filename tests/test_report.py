@@ -189,6 +189,21 @@ def test_what_a_claim_says_of_the_papers_model_stands_beside_it_on_the_desk_worl
         assert bool(ledger[0]["about_llava"]) is said
 
 
+def test_comparisons_are_counted_over_the_whole_page(tmp_path, scores):
+    more = {"comparisons": {"of methods under noise": 30, "of the noise estimates": 0, "in the paper's tables": 4}}
+    report.write(tmp_path, profiles.PROFILES["desk"], scores, None, rng=np.random.default_rng(0), **more)
+    page = (tmp_path / "report.md").read_text()
+    assert "39 comparisons were made (5 for the claims, 30 of methods under noise, 4 in the paper's tables)" in page
+
+
+def test_the_items_of_each_group_are_counted(written, scores):
+    page = (written / "report.md").read_text()
+    assert "Items of each run: 10 (accuracy, counterfactual, accuracy, factual), 20 (accuracy, all questions" in page
+    assert "Items of each run: 10 (S_CK, S_VP, S_CB, S_LP, Acc_CB, Acc_LP)." in page
+    table = report.estimates(scores)
+    assert report.items_text(table.assign(n_items=3), ("CHAIRs",)) == "Items of each run: 3 (CHAIR_s)."
+
+
 def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
     report.write(tmp_path, profiles.PROFILES["paper"], scores, None, rng=np.random.default_rng(0))
     page = (tmp_path / "report.md").read_text()
@@ -232,8 +247,9 @@ def git(root, *arguments):
 
 
 @pytest.fixture
-def session(tmp_path, written, monkeypatch):
-    """A repository with one notebook, run to its end, with figure, tables, claims and report."""
+def session(request, tmp_path, written, monkeypatch):
+    """A repository with one notebook, run to its end, with figures, tables, claims and report; parameter: profile."""
+    profile = getattr(request, "param", "desk")
     monkeypatch.setattr(circumstances, "_git_state", circumstances._git_state.__wrapped__)
     root = tmp_path / "repository"
     (root / "notebooks").mkdir(parents=True)
@@ -248,15 +264,15 @@ def session(tmp_path, written, monkeypatch):
     git(root, "add", ".")
     git(root, "commit", "-qm", "start")
     table = (Notebook("05_ablations", writes=("claims.json", "report.md", "tables/*.csv")),)
-    made = run.Session("desk", root=root, package=root / "napo", notebooks=table)
+    made = run.Session(profile, root=root, package=root / "napo", notebooks=table)
     shutil.copytree(written, made.folder)
-    (root / "figures" / "desk").mkdir(parents=True)
+    made.figures.mkdir(parents=True)
     for name in ("comparison", "loss_family", "left_by_older_code"):
-        (root / "figures" / "desk" / f"{name}.png").write_bytes(b"PNG " + name.encode())
+        (made.figures / f"{name}.png").write_bytes(b"PNG " + name.encode())
     executed = made.executed(table[0])
     executed.write_text(notebook)
     figures = {
-        f"figures/desk/{n}.png": artifacts.content_hash(root / f"figures/desk/{n}.png")
+        f"figures/{profile}/{n}.png": artifacts.content_hash(made.figures / f"{n}.png")
         for n in ("comparison", "loss_family")
     }
     record = {
@@ -271,7 +287,7 @@ def session(tmp_path, written, monkeypatch):
 
 
 def published(session, *options):
-    return publish.main(["--profile", "desk", *options], session)
+    return publish.main(["--profile", session.profile, *options], session)
 
 
 def test_publish_copies_everything_with_its_source(session, capsys):
@@ -363,6 +379,15 @@ def test_uncommitted_code_is_refused_or_recorded(session, capsys):
 def test_an_incomplete_run_is_refused(session, capsys, damage, message):
     damage(session)
     assert message in refused(session, capsys)
+
+
+@pytest.mark.parametrize("session", ["study"], indirect=True)
+def test_the_study_is_refused_without_a_figure_that_the_readme_shows(session, capsys):
+    """Its record names comparison.png and loss_family.png only."""
+    assert published(session) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "profile study did not draw noise_rates.png, table_1.png" in line and "answers.png, which README" in line
+    assert "comparison.png" not in line and not (session.root / "figures" / "study" / "claims.json").exists()
 
 
 def test_a_run_of_other_code_is_refused(session, capsys):

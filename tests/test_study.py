@@ -46,7 +46,9 @@ def profile(monkeypatch):
 
 
 def test_noise_curves_compare_the_seeds_that_have_all_rates(profile):
-    curves = study.noise_curves(profile).set_index(["noise_kind", "flip_rate", "method"])
+    curves = study.noise_curves(profile, measures=("acc_counterfactual",)).set_index(
+        ["noise_kind", "flip_rate", "method"]
+    )
     assert set(curves["measure"]) == {"acc_counterfactual"} and len(curves) == 2 * 2 * 2
     swapped = curves.loc[("swap", 0.4, "napo_q1")]
     assert swapped["value"] == pytest.approx(0.75) and swapped["n_bases"] == 2
@@ -68,7 +70,9 @@ def test_the_page_states_every_difference_and_their_number(profile):
     text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 4))["Methods under noise"]
     assert "| method | none | leak 40% | swap 40% |" in text
     assert "| fixed q = 1, equal weights | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.30 [0.30, 0.30] |" in text
-    assert "3 comparisons; none is corrected" in text
+    assert "6 comparisons; none is corrected" in text  # of two measures: all questions here are counterfactual
+    counted = study.comparisons(study.noise_curves(profile), pd.DataFrame(), pd.DataFrame({"value": [0.1, 0.2]}))
+    assert list(counted.values()) == [6, 2, 0]
     assert "with seed 0 alone" in text and f"under {study.MOST_CELLS} cells" in text
     more = study.sections(study.noise_curves(profile).assign(seeds="0, 1"), *[pd.DataFrame()] * 4)
     assert "alone" not in dict(more)["Methods under noise"]
