@@ -1,5 +1,6 @@
 """Area under the ROC curve with intervals: how well a small margin finds noise. Estimates are those of `stats.py`."""
 
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -20,11 +21,7 @@ def auroc(score, label, rng, *, strata=None, level=0.95, resamples=1000):
     """
     score, label = np.asarray(score, dtype=float), np.asarray(label, dtype=bool)
     strata = np.zeros(len(score)) if strata is None else np.asarray(strata)
-    samples = []
-    for stratum in pd.unique(strata):
-        here = strata == stratum
-        if label[here].any() and not label[here].all():
-            samples += [score[here & label], score[here & ~label]]
+    samples = _samples(score, label, strata)
     if not samples:
         return Estimate(nan, over="rows", n_rows=len(score))
     value = float(_stratified_auroc(*samples))
@@ -34,6 +31,29 @@ def auroc(score, label, rng, *, strata=None, level=0.95, resamples=1000):
     if lo == hi:
         lo, hi = _newcombe(value, *sizes, level)
     return Estimate(value, float(lo), float(hi), "rows", n_rows=sum(sizes))
+
+
+def auroc_within(noise, column, strata, rng, *, level=0.95, resamples=500):
+    """AUROC of a *small* value as a detector of noise among the rows of one base and one stratum only, per base, then
+    the t interval over bases.
+
+    noise   frame base, is_noise, <column>, <strata> of one kind;  strata  name of its column
+    rng     np.random.Generator, used where only one base has both labels: then the interval is over rows (bootstrap)
+    Returns Estimate; value nan where no base has both labels in one stratum.
+    """
+    found = []
+    for _, rows in noise.dropna(subset=["is_noise", column]).groupby("base"):
+        score, label = -rows[column].to_numpy(float), rows["is_noise"].to_numpy(bool)
+        samples = _samples(score, label, rows[strata].to_numpy())
+        if samples:
+            found.append((rows, float(_stratified_auroc(*samples))))
+    if len(found) == 1:
+        rows = found[0][0]
+        score, label = -rows[column].to_numpy(float), rows["is_noise"].to_numpy(bool)
+        one = auroc(score, label, rng, strata=rows[strata].to_numpy(), level=level, resamples=resamples)
+        return replace(one, n_bases=1, n_seeds=1)
+    values = [value for _, value in found]
+    return Estimate(*t_interval(values, level), "bases", n_bases=len(values), n_seeds=min(len(values), 1))
 
 
 def auroc_over_bases(noise, column, *, level=0.95):
@@ -51,6 +71,16 @@ def auroc_over_bases(noise, column, *, level=0.95):
     if len(values) == 1:
         return Estimate(values[0], *_newcombe(values[0], *sizes, level), "rows", 1, 1, sum(sizes))
     return Estimate(*t_interval(values, level), "bases", n_bases=len(values), n_seeds=min(len(values), 1))
+
+
+def _samples(score, label, strata):
+    """Scores of positives, negatives, positives, negatives, … of each stratum that has both labels."""
+    samples = []
+    for stratum in pd.unique(strata):
+        here = strata == stratum
+        if label[here].any() and not label[here].all():
+            samples += [score[here & label], score[here & ~label]]
+    return samples
 
 
 def _stratified_auroc(*samples):

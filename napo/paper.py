@@ -6,6 +6,7 @@ Units here are the kit's: shares for VLind-Bench, Object HalBench and MMHal's ra
 """
 
 from dataclasses import dataclass
+from math import nan
 
 SOURCE = "arXiv 2503.17928"
 TABLE_1 = ("Acc_CB", "Acc_LP", "CHAIRs", "CHAIRi", "AMBER_CHAIR", "AMBER_Cover", "AMBER_Hal", "AMBER_Cog",
@@ -80,10 +81,13 @@ class Comparison:
     control: str
 
     def differences(self, model=SMALL):
-        """{measure: treatment minus control as printed, in the kit's unit}, for the measures that both lines have."""
-        printed = {row.method: row.values for row in ROWS if row.model == model}
+        """{measure: treatment minus control as printed, in the kit's unit}, for the measures that both lines have; nan
+        for Object HalBench where one of the two is copied and the other is not: two protocols have no difference."""
+        printed = {row.method: row for row in ROWS if row.model == model}
         first, second = printed[self.treatment], printed[self.control]
-        return {name: round(first[name] - second[name], 6) for name in first if name in second}
+        found = {m: round(value - second.values[m], 6) for m, value in first.values.items() if m in second.values}
+        apart = [m for m in found if BENCHMARK[m] == "objhal"] if first.copied != second.copied else []
+        return found | dict.fromkeys(apart, nan)
 
 
 COMPARISONS = (

@@ -13,10 +13,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from napo import artifacts, run
+from napo import artifacts, offer, run
 from napo.artifacts import BadInput, shown
 from napo.circumstances import circumstances
-from napo.report import CHAIR_NOTE, CORE, GROUPS, TRUST, claims_table, method_table, over_what
+from napo.report import (
+    CHAIR_NOTE,
+    CORE,
+    GROUPS,
+    TRUST,
+    claims_table,
+    component_table,
+    items_text,
+    method_table,
+    over_what,
+)
 
 BEGIN, END = "<!-- published:begin -->", "<!-- published:end -->"
 README_GROUPS = ("Questions", "Captions", "VLind-style statements")
@@ -77,6 +87,12 @@ def _sources(session, records):
     if not figures or not tables:
         again = f"make reproduce PROFILE={session.profile}"
         raise BadInput(f"the run of profile {session.profile} drew no figures or wrote no tables: {again}")
+    undrawn = [name for name in README_FIGURES if name not in {path.stem for path in figures}]
+    if session.profile == "study" and undrawn:
+        names = ", ".join(f"{name}.png" for name in undrawn)
+        raise BadInput(
+            f"the run of profile study did not draw {names}, which README shows: make reproduce PROFILE=study"
+        )
     return [*figures, *tables, session.folder / "claims.json", session.folder / "report.md"]
 
 
@@ -101,9 +117,13 @@ def readme_block(study):
         f"Profile `{about['profile']}`, commit {commit}, {about['created'][:10]}; `{about['command']}` makes it again."
     ]
     parts += [f"![{text}]({pictures.pop(name)})" for name, text in README_FIGURES.items() if name in pictures]
-    parts += [claims_table(ledger)]
+    parts += [claims_table(ledger), _folded("What each verdict rests on, with intervals", component_table(ledger))]
+    parts += [f"{offer.QUESTION} {text}" for text in _offer(study)]
     core = table[table["method"].isin(CORE)]
-    parts += [text for text in (method_table(core, GROUPS[name]) for name in README_GROUPS) if text]
+    for name in README_GROUPS:
+        text = method_table(core, GROUPS[name])
+        parts += [text] if text else []
+        parts += [items_text(core, GROUPS[name])] if text and "n_items" in table else []
     left = table["method"].nunique() - core["method"].nunique()
     more = f" {left} more methods stand in [the report](figures/study/report.md)." if left else ""
     parts += [f"Mean [95 % interval{over_what(table)}]; ↑ higher is better, ↓ lower. {CHAIR_NOTE}{more}"]
@@ -111,6 +131,17 @@ def readme_block(study):
     links = [f"[{name}]({path})" for name, path in pictures.items()]
     parts += ["More: " + ", ".join(["[the report](figures/study/report.md)", *links]) + "."]
     return "\n\n".join(parts)
+
+
+def _offer(study):
+    """The verdict on the noise estimates with its limits, none where no such method was run."""
+    path = study / "offer.csv"
+    return [f"{offer.verdict(pd.read_csv(path))} {offer.LIMITS}"] if path.exists() else []
+
+
+def _folded(summary, text):
+    """Markdown that a reader opens by a click."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def readme_text(root, block):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, auroc, claims, paper, posterior, stats
-from napo.profiles import ALPHA, METHODS
+from napo import artifacts, claims, paper, stats
+from napo.detectors import NOISE_DETECTORS, noise_table, with_detectors
+from napo.profiles import METHODS
 
 GROUPS = {  # measures that are always shown together
     "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words"),
@@ -32,17 +33,7 @@ PAPER_NOTE = (
 )
 TRUST = "## How far to trust this"
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
-ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds".split()
-NOISE_DETECTORS = {
-    "raw_margin": "raw margin, sum",
-    "raw_mean_margin": "raw margin, mean",
-    "margin": "reward margin, sum (after the probe)",
-    "mean_margin": "reward margin, mean (after the probe)",
-    "right": "the kit's estimate, P(label is right)",
-    "paper_right": "the paper's 1 − q per row (after the probe)",
-    "n_tokens": "baseline: length of the answer",
-    "differs": "baseline: differs from the chosen answer",
-}
+ESTIMATE_COLUMNS = "method method_label measure measure_label better value lo hi over n_bases n_seeds n_items".split()
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -52,8 +43,9 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
     """Every method on every measure with its interval: the frame that `plots.comparison` draws.
 
     scores  long frame: method, base, seed, flip_rate, benchmark, metric, example_id, value
-    Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, in the
-    order of METHODS; methods and measures without scores are absent. Untrained methods count at every flip rate.
+    Returns a frame method, method_label, measure, measure_label, better, value, lo, hi, over, n_bases, n_seeds, n_items
+    (examples that each run was asked), in the order of METHODS; methods and measures without scores are absent.
+    Untrained methods count at every flip rate.
     """
     rows = []
     for name in measures:
@@ -63,7 +55,8 @@ def estimates(scores, measures=tuple(stats.MEASURES), *, flip_rate=0.0, developm
         for method, of_method in sorted(runs[at_rate].groupby("method"), key=lambda item: _place(item[0])):
             label = METHODS[method].label if method in METHODS else method
             row = {"method": method, "method_label": label, "measure": name, "measure_label": measure.label}
-            rows.append(row | {"better": measure.better} | asdict(stats.estimate(of_method)))
+            row |= {"better": measure.better, "n_items": int(of_method["n_examples"].max())}
+            rows.append(row | asdict(stats.estimate(of_method)))
     return pd.DataFrame(rows, columns=ESTIMATE_COLUMNS)
 
 
@@ -71,70 +64,6 @@ def _place(method):
     """Sort key: METHODS' order, unknown ones last."""
     known = list(METHODS)
     return known.index(method) if method in known else len(known), method
-
-
-PROBABILITIES = ("right", "paper_right")  # detectors that name a noise rate and can be calibrated
-PAPER_MARGIN = {"language_biased": "mean", "vision_biased": "sum"}  # what q follows (paper, section 4)
-
-
-def noise_table(noise, rng, development_bases=claims.DEVELOPMENT_BASES, beta=None):
-    """How noisy each kind of negative is, and how well a *small* value of each detector finds the noise.
-
-    noise  frame: base, kind, part, question_kind, is_noise, n_tokens, equals_chosen and margins; measured rows count
-    beta   of the probe: the paper's q follows beta * margin; None = without the paper's q
-    Returns a frame kind, detector, n_rows, noise_rate, rate_lo, rate_hi, auroc, lo, hi, over, within_kinds, within_lo,
-    within_hi, then estimated_rate and calibration (expected error), each with _lo and _hi: means over bases of what a
-    probability names, nan for other detectors; `within` compares only rows of one base and question kind. Empty where
-    no truth is known.
-    """
-    rows = []
-    for kind, of_kind in known_rows(noise, beta, development_bases).groupby("kind"):
-        truth = of_kind["is_noise"].to_numpy(bool)
-        strata = of_kind["base"].astype(str) + "/" + of_kind["question_kind"].astype(str)
-        share = stats.rate(truth.sum(), len(truth))
-        for detector in (name for name in NOISE_DETECTORS if name in of_kind):
-            over_bases = auroc.auroc_over_bases(of_kind, detector)
-            within = auroc.auroc(-of_kind[detector].to_numpy(float), truth, rng, strata=strata, resamples=500)
-            rows.append(
-                {"kind": kind, "detector": detector, "n_rows": len(truth)}
-                | {"noise_rate": share.value, "rate_lo": share.lo, "rate_hi": share.hi}
-                | {"auroc": over_bases.value, "lo": over_bases.lo, "hi": over_bases.hi, "over": over_bases.over}
-                | {"within_kinds": within.value, "within_lo": within.lo, "within_hi": within.hi}
-                | _calibration(of_kind, detector)
-            )
-    return pd.DataFrame(rows)
-
-
-def known_rows(noise, beta=None, development_bases=claims.DEVELOPMENT_BASES):
-    """The measured rows of reporting bases whose truth is known, with a column for every detector that can be had."""
-    noise = with_estimates(noise, beta)
-    known = noise[(noise["part"] == "measured") & ~noise["base"].isin(development_bases)].dropna(subset=["is_noise"])
-    return known.assign(differs=1 - known["equals_chosen"].astype(float))
-
-
-def _calibration(of_kind, detector):
-    """Mean and calibration error of a detector that is a probability, over bases; nan for the others."""
-    found = {"estimated_rate": [], "calibration": []}
-    for _, rows in of_kind.groupby("base") if detector in PROBABILITIES else ():
-        wrong = 1 - rows[detector].to_numpy(float)
-        found["estimated_rate"].append(wrong.mean())
-        found["calibration"].append(posterior.calibration_error(wrong, rows["is_noise"]))
-    out = {}
-    for name, values in found.items():
-        out |= dict(zip((name, f"{name}_lo", f"{name}_hi"), stats.t_interval(values), strict=True))
-    return out
-
-
-def with_estimates(noise, beta=None):
-    """The noise frame with columns right and paper_right: per row the probability that its label is right, by the kit's
-    estimate (where the frame has its column `posterior`) and by eq. 10 on the probe's margins."""
-    if "posterior" in noise:
-        noise = noise.assign(right=1 - noise["posterior"])
-    if beta is None:
-        return noise
-    how = noise["kind"].map(PAPER_MARGIN)
-    psi = beta * noise["mean_margin"].where(how == "mean", noise["margin"])
-    return noise.assign(paper_right=1 - posterior.paper_estimate(psi, how.map(ALPHA).astype(float)))
 
 
 def number(value, lo=None, hi=None, digits=2):
@@ -164,6 +93,13 @@ def method_table(table, measures):
         for method, label in labels.items()
     ]
     return markdown_table(["method", *(stats.MEASURES[n].label + ARROW[stats.MEASURES[n].better] for n in here)], rows)
+
+
+def items_text(table, measures):
+    """How many items each run was asked, per measure: "Items of each run: 300 (CHAIR_s, coverage), 100 (S_CB)." """
+    here = table[table["measure"].isin(measures)]
+    found = {name: rows["measure_label"].unique() for name, rows in here.groupby("n_items", sort=False)}
+    return "Items of each run: " + ", ".join(f"{n} ({', '.join(labels)})" for n, labels in found.items()) + "."
 
 
 def results_page(table, heading):
@@ -226,9 +162,9 @@ def component_table(ledger):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def markdown(profile, table, noise, ledger, command, sections=()):
+def markdown(profile, table, noise, ledger, command, sections=(), comparisons=None):
     """report.md as text. profile: Profile; table, noise: frames of `estimates`, `noise_table`; ledger: of claims;
-    sections: (title, markdown) of what else was looked at."""
+    sections: (title, markdown) of what else was looked at; comparisons: of `trust`."""
     parts = [
         f"# What the `{profile.name}` run found",
         f"Written by notebook 05; `{command}` makes it again. Every number below is generated.",
@@ -239,7 +175,7 @@ def markdown(profile, table, noise, ledger, command, sections=()):
     ]
     for title, measures in GROUPS.items():
         text = method_table(table, measures)
-        parts += [f"### {title}", text] if text else []
+        parts += [f"### {title}", text, items_text(table, measures)] if text else []
         parts += [CHAIR_NOTE] if text and "CHAIRs" in measures else []
     parts += [
         "## Noise",
@@ -250,7 +186,7 @@ def markdown(profile, table, noise, ledger, command, sections=()):
         "### Components",
         component_table(ledger),
     ]
-    parts += [TRUST, "\n".join(f"- {line}" for line in trust(profile, ledger))]
+    parts += [TRUST, "\n".join(f"- {line}" for line in trust(profile, ledger, comparisons))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -278,29 +214,42 @@ def _noise_text(noise):
     if noise is None or noise.empty:
         return "The truth of these rows is not known, or notebook 02 was not run: no noise rate, no AUROC."
     kinds = noise.drop_duplicates("kind")
-    rates = [f"{r.kind}: {number(r.noise_rate, r.rate_lo, r.rate_hi)} of {r.n_rows} rows" for r in kinds.itertuples()]
+    rates = [
+        f"{r.kind}: {number(r.noise_rate, r.rate_lo, r.rate_hi)} of {r.n_rows} rows, interval over {r.rate_over}"
+        for r in kinds.itertuples()
+    ]
     rows = [
         [r.kind, NOISE_DETECTORS[r.detector], number(r.auroc, r.lo, r.hi), r.over]
-        + [number(r.within_kinds, r.within_lo, r.within_hi)]
+        + [number(r.within_kinds, r.within_lo, r.within_hi), r.within_over]
+        + [number(r.within_other, r.within_other_lo, r.within_other_hi), r.within_other_over]
         + [number(r.estimated_rate, r.estimated_rate_lo, r.estimated_rate_hi)]
         + [number(r.calibration, r.calibration_lo, r.calibration_hi)]
         for r in noise.itertuples()
     ]
-    header = ["kind", "small value of", "AUROC [95 %]", "over", "within question kinds, over rows"]
-    header += ["noise rate it names", "calibration error"]
+    header = ["kind", "small value of", "AUROC [95 %]", "over", "within question kinds", "over"]
+    header += [
+        "within question kinds, other than the chosen answer",
+        "over",
+        "noise rate it names",
+        "calibration error",
+    ]
     return (
-        "Share of negatives that are in truth good answers: " + "; ".join(rates) + " (Wilson).\n\n"
-        "How well a small value finds them (0.5 = not at all); raw margins are the base's alone, before training.\n\n"
+        "Share of negatives that are in truth good answers: " + "; ".join(rates) + ".\n\n"
+        "How well a small value finds them (0.5 = not at all); raw margins are the base's alone, before training. "
+        "Within question kinds: only rows of one base and one kind of question are compared.\n\n"
         + markdown_table(header, rows)
     )
 
 
-def trust(profile, ledger):
-    """Sentences on what the run can and cannot say, from what it was."""
+def trust(profile, ledger, comparisons=None):
+    """Sentences on what the run can and cannot say, from what it was. comparisons: {what: number of those made beside
+    the ledger's}."""
     ran = [c for claim in ledger for c in claim["components"] if c["verdict"] != "not run"]
+    made = {"for the claims": len(ran), **(comparisons or {})}
+    parts = f" ({', '.join(f'{n} {what}' for what, n in made.items() if n)})" if any(made.values()) else ""
     n_bases = max((c["n_bases"] for c in ran), default=0)
     lines = [
-        f"{len(ran)} comparisons were made; none is corrected for their number.",
+        f"{sum(made.values())} comparisons were made{parts}; none is corrected for their number.",
         f"At most {n_bases} reporting base{'s'[: n_bases != 1]}: "
         + ("intervals speak for new bases." if n_bases >= claims.MIN_BASES else "no verdict can speak for new bases, "
            f"which takes {claims.MIN_BASES}; an interval over seeds or rows speaks for this base only."),
@@ -316,11 +265,12 @@ def trust(profile, ledger):
     return lines
 
 
-def write(folder, profile, scores, noise=None, *, rng, command=None, sections=(), tables=None):
+def write(folder, profile, scores, noise=None, *, rng, command=None, sections=(), tables=None, comparisons=None):
     """Notebook 05's last act: tables/*.csv, claims.json and report.md in `folder`, each whole or not at all.
 
     profile  Profile;  scores, noise  all cells' and all bases' frames;  rng  of the bootstrap
     sections, tables  what else goes into the page, (title, markdown), and into tables/, {name: frame}
+    comparisons  how many these hold, {what: number}
     Returns (ledger, estimates frame, noise table or None).
     """
     folder = Path(folder)
@@ -328,13 +278,15 @@ def write(folder, profile, scores, noise=None, *, rng, command=None, sections=()
     if not profile.is_desk:
         ledger = [claim | {"about_llava": ""} for claim in ledger]  # what the desk world says of it is not the question
     noisy = None if noise is None else noise_table(noise, rng, beta=profile.training.beta)
+    ledger = with_detectors(ledger, noisy)
     with artifacts.atomic(folder / "tables") as written:
         written.mkdir()
         for name, frame in {"methods": table, "noise": noisy, **(tables or {})}.items():
             if frame is not None and len(frame):
                 frame.to_csv(written / f"{name}.csv", index=False)
     artifacts.write_json(ledger, folder / "claims.json")
-    page = markdown(profile, table, noisy, ledger, command or f"make reproduce PROFILE={profile.name}", sections)
+    command = command or f"make reproduce PROFILE={profile.name}"
+    page = markdown(profile, table, noisy, ledger, command, sections, comparisons)
     with artifacts.atomic(folder / "report.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return ledger, table, noisy

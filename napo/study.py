@@ -3,16 +3,24 @@
 Intervals are those of `stats.py`: over bases, where there are several.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
-from napo import artifacts, claims, evaluate, noise, paper, report, stats, train
+from napo import artifacts, claims, detectors, evaluate, noise, offer, paper, report, stats, train
 from napo.posterior import BIASED
 from napo.profiles import METHODS
 
 WATCHED = ("napo_paper", "napo_authors", "napo_calibrated", "napo_row_q", "napo_literal")  # their q and gamma
 CONTROL = "dpo_all"  # what the methods are compared with under noise
-UNDER_NOISE = ("acc_counterfactual", "acc_factual", "irrelevant", "CHAIRi", "Cover", "Acc_CB", "Acc_LP")
+COMPARED = {"gain": CONTROL, "over_paper": offer.PAPER}  # column of `noise_curves` -> what its difference is to
+COMPARED_COLUMNS = [f"{column}{bound}" for column in COMPARED for bound in ("", "_lo", "_hi")]
+UNDER_NOISE = (
+    *("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words", "CHAIRs", "CHAIRi", "Cover", "tokens"),
+    *("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
+)
+MOST_CELLS = 900  # of the study's list: why noise is put in with fewer seeds (tests/test_study.py)
 POINTS = 12  # of a curve over training: the steps between two are averaged
 ROC_GRID = np.linspace(0, 1, 101)
 
@@ -23,32 +31,33 @@ ROC_GRID = np.linspace(0, 1, 101)
 def noise_curves(profile, runs_dir="runs", measures=UNDER_NOISE):
     """Every method that was trained with noise put in, at every rate and kind, with the seeds that have all rates.
 
-    Returns a frame noise_kind, flip_rate, the columns of `report.estimates`, and gain, gain_lo, gain_hi: the paired
-    difference to CONTROL at the same noise. Empty where the profile puts in none.
+    Returns a frame noise_kind, flip_rate, the columns of `report.estimates`, and gain, gain_lo, gain_hi, over_paper,
+    over_paper_lo, over_paper_hi: the paired differences to CONTROL and to the paper's NaPO at the same noise, and
+    seeds, the names of the seeds that it holds. Empty where the profile puts in none.
     """
     if max(profile.flip_rates) == 0:
-        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, "gain", "gain_lo", "gain_hi"])
+        return pd.DataFrame(columns=["noise_kind", "flip_rate", *report.ESTIMATE_COLUMNS, *COMPARED_COLUMNS, "seeds"])
     methods, seeds = profile.noisy_methods or profile.methods, profile.noisy_seeds or profile.seeds
+    noisy = replace(profile, methods=methods, seeds=seeds)  # the other cells' scores are not even read
     parts = []
     for noise_kind in profile.noise_kinds:
-        scores = evaluate.load_scores(profile, runs_dir, noise_kind)
-        scores = scores[scores["method"].isin(methods) & scores["seed"].isin(seeds)]
+        scores = evaluate.load_scores(noisy, runs_dir, noise_kind)
         for rate in profile.flip_rates:
             found = report.estimates(scores, measures, flip_rate=rate)
-            parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_gains(scores, found, rate)))
-    return pd.concat(parts, ignore_index=True)
+            parts.append(found.assign(noise_kind=noise_kind, flip_rate=rate, **_differences(scores, found, rate)))
+    return pd.concat(parts, ignore_index=True).assign(seeds=", ".join(map(str, seeds)))
 
 
-def _gains(scores, table, rate):
-    """Paired differences to CONTROL for each line of a frame of `report.estimates`: dict column -> list."""
+def _differences(scores, table, rate):
+    """Paired differences to COMPARED for each line of a frame of `report.estimates`: dict column -> list."""
     reporting = scores[~scores["base"].isin(claims.DEVELOPMENT_BASES)]
     values = {name: stats.run_values(reporting, stats.MEASURES[name]) for name in table["measure"].unique()}
-    found = [stats.paired_difference(values[r.measure], r.method, CONTROL, rate) for r in table.itertuples()]
-    return {
-        "gain": [f.value for f in found],
-        "gain_lo": [f.lo for f in found],
-        "gain_hi": [f.hi for f in found],
-    }
+    out = {}
+    for column, control in COMPARED.items():
+        found = [stats.paired_difference(values[r.measure], r.method, control, rate) for r in table.itertuples()]
+        out |= {column: [f.value for f in found], f"{column}_lo": [f.lo for f in found]}
+        out |= {f"{column}_hi": [f.hi for f in found]}
+    return out
 
 
 # ---- q and gamma over training --------------------------------------------------------------------------------------
@@ -161,10 +170,10 @@ def roc(noisy, beta=None):
     noisy  frame of `margins.noise_table` and `posterior.beside`; measured rows with known truth count
     Returns a frame kind, detector, false_positives, true_positives.
     """
-    noisy = report.known_rows(noisy, beta)
+    noisy = detectors.known_rows(noisy, beta)
     rows = []
     for kind, of_kind in noisy.groupby("kind"):
-        for detector in (name for name in report.NOISE_DETECTORS if name in of_kind):
+        for detector in (name for name in detectors.NOISE_DETECTORS if name in of_kind):
             curves = [_roc(of_base[detector], of_base["is_noise"]) for _, of_base in of_kind.groupby("base")]
             curves = [curve for curve in curves if curve is not None]
             if curves:
@@ -187,28 +196,48 @@ def _roc(values, truth):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def sections(curves, use, levels, tables):
+def sections(curves, use, levels, tables, offered):
     """The study's part of report.md: a list of (title, markdown); what was not run says so.
 
-    curves, use, tables  frames of `noise_curves`, `q_use`, `paper_tables`
+    curves, use, tables, offered  frames of `noise_curves`, `q_use`, `paper_tables`, `offer.table`
     levels  frame of `noise_levels.table`, all bases
     """
     return [
+        (offer.QUESTION, offer.text(offered)),
         ("Methods under noise", _curves_text(curves)),
         ("q against the noise", _use_text(use)),
         ("The estimate against the noise", _levels_text(levels)),
-        ("The paper's tables, ours beside the paper's", _tables_text(tables)),
+        (TABLES, _tables_text(tables)),
     ]
 
 
+def comparisons(curves, tables, offered):
+    """How many differences the sections hold, for `report.trust`; some stand in more than one of them."""
+    under_noise = 0 if curves.empty else int((_noise_once(curves)["method"] != CONTROL).sum())
+    counted = {"of methods under noise": under_noise, "of the noise estimates": len(offered)}
+    return counted | {"in the paper's tables": int(tables["value"].notna().sum()) if len(tables) else 0}
+
+
+def _noise_once(curves):
+    """The frame of `noise_curves` with noise rate 0 for one kind only: there the kinds are the same runs."""
+    return curves[(curves["noise_kind"] == curves["noise_kind"].iloc[0]) | (curves["flip_rate"] > 0)]
+
+
+TABLES = "The paper's tables, ours beside the paper's"
 NO_NOISE = "This profile puts in no noise: `make reproduce PROFILE=study`."
 
 
 def _curves_text(curves):
     if curves.empty:
         return NO_NOISE
+    seeds = str(curves["seeds"].iloc[0])
     parts = [f"Difference to {METHODS[CONTROL].label} at the same noise [95 % interval over bases]."]
-    curves = curves[(curves["noise_kind"] == curves["noise_kind"].iloc[0]) | (curves["flip_rate"] > 0)]  # 0 once
+    if seeds.isdecimal():
+        parts.append(
+            f"Noise levels are run with seed {seeds} alone, and compared with that seed without noise: so the list of "
+            f"trainings stays under {MOST_CELLS} cells. What another seed would change, these intervals do not hold."
+        )
+    curves = _noise_once(curves)
     for measure, part in curves.groupby("measure", sort=False):
         levels = part[["noise_kind", "flip_rate"]].drop_duplicates().itertuples(index=False, name=None)
         levels = sorted(levels, key=lambda level: (level[1] > 0, level))
@@ -274,5 +303,24 @@ def _tables_text(tables):
         "Ours: the desk world's counterparts of the benchmarks; the paper's: one run each on LLaVA-1.5-7B, no "
         "interval. Directions can be compared, sizes cannot. AMBER in percent, the others as shares; – is not run. "
         f"{int(tables['value'].notna().sum())} comparisons of ours, none corrected for their number. "
-        f"One number is open: {paper.MISPRINT}.\n\n" + report.markdown_table(header, lines)
+        f"One number is open: {paper.MISPRINT}. {_left_out(tables)}\n\n" + report.markdown_table(header, lines)
     )
+
+
+def _left_out(tables):
+    """Which numbers of the paper's tables have no line or no difference in a frame of `paper_tables`, and why."""
+    there = set(tables["measure"])
+    missing = [name for name in paper.TABLE_1 if name not in there]
+    judged, others = ([m for m in missing if (paper.BENCHMARK[m] == "mmhal") is which] for which in (True, False))
+    said = []
+    if tables["paper"].isna().any():
+        said.append(
+            "The paper's Object HalBench numbers of the base model are copied from other work, where objects were "
+            "extracted by GPT: no difference is drawn between two protocols, ours stands alone there."
+        )
+    if judged:
+        said.append("MMHal-Bench needs a chat model as judge and has no counterpart in the desk world: it has no line.")
+    if others:
+        labels = ", ".join(stats.MEASURES[m].label for m in others)
+        said.append(f"Not scored in this run, so without a line: {labels}.")
+    return " ".join(said)

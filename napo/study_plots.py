@@ -82,7 +82,7 @@ def noise_curves(curves, measure, control="dpo_all", columns=3):
     for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
         ax.tick_params(labelbottom=True)
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(5))
-    explained = f"across: rows with noise put in (%); {_bands(curves)}"
+    explained = f"across: rows with noise put in (%); {_bands(curves)}; {_seeds(curves)}"
     if control in methods:
         explained += f"; thin grey lines: {_label(curves, control)}"
     figure.legend(*_legend(axes), loc="outside lower center", ncols=2, title=explained, title_fontsize=9)
@@ -94,6 +94,12 @@ def _bands(rows, what="bands"):
     """What the intervals of a frame are over: "bands: 95 % over bases"."""
     over = " and ".join(dict.fromkeys(rows["over"][np.isfinite(rows["lo"])]))
     return f"{what}: 95 % over {over}" if over else "single runs"
+
+
+def _seeds(curves):
+    """Which seeds a frame of `study.noise_curves` holds."""
+    seeds = str(curves["seeds"].iloc[0])
+    return f"seed {seeds} alone" if seeds.isdecimal() else f"seeds {seeds}"
 
 
 def _label(curves, method):
@@ -241,7 +247,11 @@ def _forest_panel(ax, rows, lines):
         if label not in rows.index:
             continue
         row = rows.loc[label]
-        ax.plot(row["paper"], height + 0.2, "D", color=ORANGE, mfc="white", ms=6, label="paper, LLaVA-1.5-7B, one run")
+        if np.isfinite(row["paper"]):
+            mark = {"color": ORANGE, "mfc": "white", "ms": 6, "label": "paper, LLaVA-1.5-7B, one run"}
+            ax.plot(row["paper"], height + 0.2, "D", **mark)
+        else:
+            ax.text(0, height + 0.25, " paper: two protocols", fontsize=7.5, color="#666666", va="center")
         if not np.isfinite(row["value"]):
             ax.text(0, height - 0.15, " not run", fontsize=7.5, color="#666666", va="center")
             continue

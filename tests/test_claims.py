@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from napo import claims, stats
+from napo import claims, paper, stats
 from napo.claims import Claim, Difference, Separation
 
 UP = Difference("Acc_CB", "a", "b", "up")
@@ -197,3 +197,34 @@ def test_every_component_names_a_known_measure_and_directions_follow_what_is_bet
         for c in claim.components:
             if isinstance(c, Difference) and c.direction != "equivalent" and claim.id != "C10":
                 assert c.direction == {"higher": "up", "lower": "down"}[stats.MEASURES[c.measure].better], claim.id
+
+
+CLAIMED = {  # what the words of a claim speak of, where that is less than all four measures of the paper's Table 2
+    "C1": claims.MODALITY_BIAS,
+    "C2": claims.HALLUCINATION,
+    ("C6", "lb_napo", "vb_napo"): ("Acc_LP",),
+    ("C6", "vb_napo", "lb_napo"): ("Acc_CB", *claims.HALLUCINATION),
+}
+
+
+def printed(treatment, control):
+    """Treatment minus control by the paper's rows of LLaVA-1.5-7B, for the measures that both print."""
+    rows = {row.method: row.values for row in paper.ROWS if row.model == paper.SMALL}
+    first, second = rows[treatment], rows[control]
+    return {name: first[name] - second[name] for name in first if name in second}
+
+
+@pytest.mark.parametrize("claim", [c for c in claims.CLAIMS if c.id not in ("C3", "C9", "C10")], ids=lambda c: c.id)
+def test_components_are_the_measures_on_which_the_paper_has_the_claimed_sign(claim):
+    components = [c for c in claim.components if c.null == 0]  # without C2's coverage, a non-inferiority
+    for pair in dict.fromkeys((c.treatment, c.control) for c in components):
+        spoken_of = CLAIMED.get((claim.id, *pair), CLAIMED.get(claim.id, claims.ALL_FOUR))
+        better = {"higher": 1, "lower": -1}
+        gains = {name: better[stats.MEASURES[name].better] * printed(*pair)[name] for name in spoken_of}
+        held = {c.measure for c in components if (c.treatment, c.control) == pair}
+        assert held == {name for name, gain in gains.items() if gain > 0}, pair
+
+
+def test_the_paper_prints_what_c2_says_of_coverage_and_c3_of_an_absence():
+    assert printed("napo_paper", "dpo_original")["AMBER_Cover"] > 0
+    assert all(abs(printed("mdpo", "base")[name]) < claims.MARGIN for name in claims.MODALITY_BIAS)

@@ -73,6 +73,13 @@ def test_comparisons_are_differences_of_printed_lines():
     assert first["Acc_CB"] == 0.195 and first["AMBER_Cog"] == -0.2
 
 
+def test_two_protocols_of_object_halbench_have_no_difference():
+    found = {c.label: c.differences() for c in paper.COMPARISONS}
+    undrawn = {(label, m) for label, values in found.items() for m, value in values.items() if np.isnan(value)}
+    assert undrawn == {("base model − DPO", "CHAIRs"), ("base model − DPO", "CHAIRi")}
+    assert found["base model − DPO"]["AMBER_Hal"] == 13.0 and found["base model − DPO"]["Acc_CB"] == -0.394
+
+
 def test_units_are_the_kits():
     values = row("NaPO").values
     assert values["Acc_CB"] == 0.589 and values["CHAIRi"] == 0.062  # shares

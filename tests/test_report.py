@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napo import artifacts, circumstances, claims, profiles, publish, report, run, stats
+from napo import artifacts, circumstances, claims, detectors, profiles, publish, report, run, stats
 from napo.notebooks import Notebook
 
 CAPTIONS = {"CHAIRs": 0.2, "hallucinated": 1.0, "mentioned": 4.0, "covered": 1.0, "present": 2.0, "tokens": 7.0}
@@ -106,6 +106,41 @@ def test_noise_table_by_hand(noise):
     assert set(without["detector"]) == set(report.NOISE_DETECTORS) - {"right", "paper_right"}
 
 
+def test_with_several_bases_the_intervals_of_the_noise_are_over_bases(noise):
+    """Base 1 lacks five of the noisy rows of base 0; the kinds of question apart, its margins say nothing."""
+    other = noise.assign(base=1, raw_margin=0.0).drop(index=noise.index[:5])
+    table = report.noise_table(pd.concat([noise, other]), np.random.default_rng(0)).set_index(["kind", "detector"])
+    raw = table.loc[("language_biased", "raw_margin")]
+    assert set(table[["rate_over", "over", "within_over"]].to_numpy().ravel()) == {"bases"}
+    assert raw["noise_rate"] == pytest.approx((15 / 60 + 10 / 55) / 2)  # a mean over bases, no pooled rows
+    alone = report.noise_table(noise, np.random.default_rng(0)).set_index(["kind", "detector"])
+    alone = alone.loc[("language_biased", "raw_margin")]
+    assert alone["within_over"] == alone["rate_over"] == "rows"
+    low, high = 0.5, alone["within_kinds"]
+    assert raw["within_kinds"] == pytest.approx((low + high) / 2)
+    half = 12.7062 * (high - low) / 2  # t(.975, 1) * sd / sqrt(2)
+    assert raw["within_hi"] - raw["within_kinds"] == pytest.approx(half, abs=1e-3)
+
+
+def test_detectors_are_judged_apart_on_answers_other_than_the_chosen_one(noise):
+    """Every second noisy row equals the chosen answer; of the others the margins are made to say nothing."""
+    equal = noise["is_noise"].astype(bool) & (np.arange(len(noise)) % 4 < 2)
+    frame = noise.assign(equals_chosen=equal, raw_margin=np.where(equal, -9.0, 0.0))
+    raw = report.noise_table(frame, np.random.default_rng(0)).set_index(["kind", "detector"])
+    raw = raw.loc[("language_biased", "raw_margin")]
+    assert raw["within_other"] == 0.5 and raw["within_kinds"] > 0.7 and raw["within_other_over"] == "rows"
+
+
+def test_c9_names_its_value_within_question_kinds_and_the_baselines(written, scores, noise):
+    ledger = json.loads((written / "claims.json").read_text())
+    (c9,) = (claim for claim in ledger if claim["id"] == "C9")
+    assert "AUROC within question kinds, beside the baselines: language_biased: raw_mean_margin 1.00 [" in c9["note"]
+    assert "length 0.50" in c9["note"] and "exact match with the chosen answer 1.00" in c9["note"]
+    assert c9["verdict"] == claims.ledger(scores, noise)[8]["verdict"] and c9["note"] in report.claims_table(ledger)
+    assert [c["note"] for c in ledger[:8]] == [c["note"] for c in claims.ledger(scores, noise)[:8]]
+    assert detectors.with_detectors(ledger, None) == ledger
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -154,6 +189,21 @@ def test_what_a_claim_says_of_the_papers_model_stands_beside_it_on_the_desk_worl
         assert bool(ledger[0]["about_llava"]) is said
 
 
+def test_comparisons_are_counted_over_the_whole_page(tmp_path, scores):
+    more = {"comparisons": {"of methods under noise": 30, "of the noise estimates": 0, "in the paper's tables": 4}}
+    report.write(tmp_path, profiles.PROFILES["desk"], scores, None, rng=np.random.default_rng(0), **more)
+    page = (tmp_path / "report.md").read_text()
+    assert "39 comparisons were made (5 for the claims, 30 of methods under noise, 4 in the paper's tables)" in page
+
+
+def test_the_items_of_each_group_are_counted(written, scores):
+    page = (written / "report.md").read_text()
+    assert "Items of each run: 10 (accuracy, counterfactual, accuracy, factual), 20 (accuracy, all questions" in page
+    assert "Items of each run: 10 (S_CK, S_VP, S_CB, S_LP, Acc_CB, Acc_LP)." in page
+    table = report.estimates(scores)
+    assert report.items_text(table.assign(n_items=3), ("CHAIRs",)) == "Items of each run: 3 (CHAIR_s)."
+
+
 def test_without_noise_or_truth_the_page_says_so(tmp_path, scores):
     report.write(tmp_path, profiles.PROFILES["paper"], scores, None, rng=np.random.default_rng(0))
     page = (tmp_path / "report.md").read_text()
@@ -197,8 +247,9 @@ def git(root, *arguments):
 
 
 @pytest.fixture
-def session(tmp_path, written, monkeypatch):
-    """A repository with one notebook, run to its end, with figure, tables, claims and report."""
+def session(request, tmp_path, written, monkeypatch):
+    """A repository with one notebook, run to its end, with figures, tables, claims and report; parameter: profile."""
+    profile = getattr(request, "param", "desk")
     monkeypatch.setattr(circumstances, "_git_state", circumstances._git_state.__wrapped__)
     root = tmp_path / "repository"
     (root / "notebooks").mkdir(parents=True)
@@ -213,15 +264,15 @@ def session(tmp_path, written, monkeypatch):
     git(root, "add", ".")
     git(root, "commit", "-qm", "start")
     table = (Notebook("05_ablations", writes=("claims.json", "report.md", "tables/*.csv")),)
-    made = run.Session("desk", root=root, package=root / "napo", notebooks=table)
+    made = run.Session(profile, root=root, package=root / "napo", notebooks=table)
     shutil.copytree(written, made.folder)
-    (root / "figures" / "desk").mkdir(parents=True)
+    made.figures.mkdir(parents=True)
     for name in ("comparison", "loss_family", "left_by_older_code"):
-        (root / "figures" / "desk" / f"{name}.png").write_bytes(b"PNG " + name.encode())
+        (made.figures / f"{name}.png").write_bytes(b"PNG " + name.encode())
     executed = made.executed(table[0])
     executed.write_text(notebook)
     figures = {
-        f"figures/desk/{n}.png": artifacts.content_hash(root / f"figures/desk/{n}.png")
+        f"figures/{profile}/{n}.png": artifacts.content_hash(made.figures / f"{n}.png")
         for n in ("comparison", "loss_family")
     }
     record = {
@@ -236,7 +287,7 @@ def session(tmp_path, written, monkeypatch):
 
 
 def published(session, *options):
-    return publish.main(["--profile", "desk", *options], session)
+    return publish.main(["--profile", session.profile, *options], session)
 
 
 def test_publish_copies_everything_with_its_source(session, capsys):
@@ -273,6 +324,17 @@ def test_publish_writes_the_readme_block_and_again_without_change(session):
     second = (session.root / "README.md").read_text()
     assert second == first
     assert second == publish.readme_text(session.root, publish.readme_block(session.root / "figures" / "study"))
+
+
+def test_the_readme_holds_every_component_with_its_interval_and_verdict(session):
+    assert published(session) == 0
+    study = session.root / "figures" / "study"
+    text = report.component_table(json.loads((study / "claims.json").read_text()))
+    assert "| C1 | Acc_CB | napo_paper - dpo_original | 0.150 [−" in text and "| inconclusive |" in text
+    block = publish.readme_block(study)
+    inside = block.partition("<details>\n<summary>")[2].partition("</details>")[0]
+    assert inside.endswith(f"</summary>\n\n{text}\n\n")
+    assert block.index("| C10 |") < block.index("<details>")  # after the claims
 
 
 def test_the_readme_shows_the_main_methods_and_counts_the_others(session):
@@ -317,6 +379,15 @@ def test_uncommitted_code_is_refused_or_recorded(session, capsys):
 def test_an_incomplete_run_is_refused(session, capsys, damage, message):
     damage(session)
     assert message in refused(session, capsys)
+
+
+@pytest.mark.parametrize("session", ["study"], indirect=True)
+def test_the_study_is_refused_without_a_figure_that_the_readme_shows(session, capsys):
+    """Its record names comparison.png and loss_family.png only."""
+    assert published(session) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "profile study did not draw noise_rates.png, table_1.png" in line and "answers.png, which README" in line
+    assert "comparison.png" not in line and not (session.root / "figures" / "study" / "claims.json").exists()
 
 
 def test_a_run_of_other_code_is_refused(session, capsys):

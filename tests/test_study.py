@@ -33,11 +33,11 @@ def profile(monkeypatch):
     )
 
     def load(profile, runs_dir, noise_kind):
+        assert set(profile.methods) == {"dpo_all", "napo_q1"} and profile.seeds == (0,)  # no cell more is read
         rows = []
         for base in (0, 1):
-            rows += scores_of("base", base, 0, 0.0, 2) + scores_of("sft", base, 0, 0.0, 9)
             for method, lost in (("dpo_all", 4), ("napo_q1", 1)):
-                rows += scores_of(method, base, 0, 0.0, 8 + base) + scores_of(method, base, 1, 0.0, 0)
+                rows += scores_of(method, base, 0, 0.0, 8 + base)
                 rows += scores_of(method, base, 0, 0.4, 8 + base - (lost if noise_kind == "swap" else 0))
         return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -46,7 +46,9 @@ def profile(monkeypatch):
 
 
 def test_noise_curves_compare_the_seeds_that_have_all_rates(profile):
-    curves = study.noise_curves(profile).set_index(["noise_kind", "flip_rate", "method"])
+    curves = study.noise_curves(profile, measures=("acc_counterfactual",)).set_index(
+        ["noise_kind", "flip_rate", "method"]
+    )
     assert set(curves["measure"]) == {"acc_counterfactual"} and len(curves) == 2 * 2 * 2
     swapped = curves.loc[("swap", 0.4, "napo_q1")]
     assert swapped["value"] == pytest.approx(0.75) and swapped["n_bases"] == 2
@@ -59,16 +61,21 @@ def test_noise_curves_compare_the_seeds_that_have_all_rates(profile):
 def test_without_noise_put_in_there_are_no_curves(profile):
     without = dataclasses.replace(profile, flip_rates=(0.0,))
     assert study.noise_curves(without).empty
-    assert dict(study.sections(study.noise_curves(without), *[pd.DataFrame()] * 3))["Methods under noise"] == (
+    assert dict(study.sections(study.noise_curves(without), *[pd.DataFrame()] * 4))["Methods under noise"] == (
         study.NO_NOISE
     )
 
 
 def test_the_page_states_every_difference_and_their_number(profile):
-    text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 3))["Methods under noise"]
+    text = dict(study.sections(study.noise_curves(profile), *[pd.DataFrame()] * 4))["Methods under noise"]
     assert "| method | none | leak 40% | swap 40% |" in text
     assert "| fixed q = 1, equal weights | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.30 [0.30, 0.30] |" in text
-    assert "3 comparisons; none is corrected" in text
+    assert "6 comparisons; none is corrected" in text  # of two measures: all questions here are counterfactual
+    counted = study.comparisons(study.noise_curves(profile), pd.DataFrame(), pd.DataFrame({"value": [0.1, 0.2]}))
+    assert list(counted.values()) == [6, 2, 0]
+    assert "with seed 0 alone" in text and f"under {study.MOST_CELLS} cells" in text
+    more = study.sections(study.noise_curves(profile).assign(seeds="0, 1"), *[pd.DataFrame()] * 4)
+    assert "alone" not in dict(more)["Methods under noise"]
 
 
 def write_steps(folder, q, true, gamma=0.5):
@@ -148,10 +155,25 @@ def test_paper_tables_set_our_difference_beside_the_papers():
     assert np.isnan(table.loc[("mDPO − DPO", "Acc_CB"), "value"])
     assert set(table.index.get_level_values("measure")) == {"Acc_CB", "Acc_LP"}  # no captions were scored
     assert {c.label for c in paper.COMPARISONS} == set(table.index.get_level_values("label"))
-    text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index())[-1][1]
+    text = study.sections(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table.reset_index(), pd.DataFrame())[-1][1]
     assert "| 1 | NaPO − DPO | Acc_CB ↑ | 0.300 [0.300, 0.300] | 0.195 |" in text
     assert "| 1 | mDPO − DPO | Acc_CB ↑ | – | −0.391 |" in text
     assert "2 comparisons of ours, none corrected" in text and paper.MISPRINT in text
+    assert "MMHal-Bench needs a chat model as judge and has no counterpart in the desk world" in text
+    assert "without a line: CHAIR_s, CHAIR_i, AMBER CHAIR, AMBER Cover" in text and "two protocols" not in text
+
+
+def test_a_copied_row_of_the_paper_has_no_difference_and_the_page_says_why():
+    captions = {"hallucinated": 1.0, "mentioned": 4.0}
+    rows = [
+        (method, 0, 0, 0.0, "objhal", metric, str(i), "", value)
+        for method in ("base", "dpo_original") for metric, value in captions.items() for i in range(10)
+    ]  # fmt: skip
+    table = study.paper_tables(pd.DataFrame(rows, columns=COLUMNS))
+    found = table.set_index("label").loc["base model − DPO"]
+    assert found["value"] == 0 and np.isnan(found["paper"])
+    text = dict(study.sections(*[pd.DataFrame()] * 3, table, pd.DataFrame()))[study.TABLES]
+    assert "| 1 | base model − DPO | CHAIR_i ↓ | 0.000 | – |" in text and "between two protocols" in text
 
 
 def test_roc_by_hand():
@@ -174,7 +196,7 @@ def test_roc_by_hand():
 
 
 def test_every_method_that_is_shown_exists():
-    assert {*report.CORE, *study.WATCHED, study.CONTROL} <= profiles.METHODS.keys()
+    assert {*report.CORE, *study.WATCHED, *study.COMPARED.values()} <= profiles.METHODS.keys()
     assert set(study.UNDER_NOISE) <= stats.MEASURES.keys()
 
 
@@ -183,3 +205,8 @@ def test_the_cells_of_the_study_hold_what_its_figures_need():
     for noise_kind in profiles.NOISE_KINDS:
         for rate in profiles.NOISE_LEVELS[1:]:
             assert Cell(study.CONTROL, 0, 0, rate, noise_kind) in cells
+
+
+def test_the_list_is_as_short_as_the_report_says_and_would_not_be_with_every_seed():
+    whole = profiles.PROFILES["study"]
+    assert len(whole.cells()) < study.MOST_CELLS < len(dataclasses.replace(whole, noisy_seeds=()).cells())

@@ -21,7 +21,7 @@ def curves_frame(rates=(0.0, 0.2, 0.4)):
     ):
         value = 0.6 - 0.1 * i * (1 + (noise_kind == "leak")) + 0.02 * len(method)
         line = {"noise_kind": noise_kind, "method": method, "method_label": f"method {method}", "flip_rate": rate}
-        line |= {"measure": "acc", "measure_label": "accuracy", "over": "bases"}
+        line |= {"measure": "acc", "measure_label": "accuracy", "over": "bases", "seeds": "0"}
         rows.append(line | {"value": value, "lo": value - 0.05, "hi": value + 0.05})
     return pd.DataFrame(rows)
 
@@ -127,6 +127,7 @@ def test_noise_curves_draw_both_kinds_and_the_control_in_every_panel():
         np.testing.assert_allclose(line(ax, noise_kind).get_xdata(), [0, 20, 40])
     assert len(ax.lines) == 4 and len(panels["method dpo_all"].lines) == 2  # itself is not drawn twice
     assert len(ax.collections) == 2  # a band for each kind
+    assert "seed 0 alone" in FIGURES["noise_curves"]().legends[0].get_title().get_text()
 
 
 def test_shares_stay_in_their_range_however_wide_the_bands():
@@ -156,6 +157,14 @@ def test_forest_draws_ours_the_papers_and_what_was_not_run():
     papers = [found.get_xdata()[0] for found in ax.lines if found.get_marker() == "D"]
     assert papers == pytest.approx(rows["paper"])
     assert [t.get_text() for t in ax.texts] == [" not run"]
+
+
+def test_forest_says_where_the_paper_has_no_difference():
+    frame = forest_frame()
+    frame.loc[(frame["measure"] == "Acc_CB") & (frame["label"] == "NaPO − DPO"), "paper"] = np.nan
+    ax = study_plots.forest(frame, "Table 1").axes[0]
+    assert sorted(t.get_text() for t in ax.texts) == [" not run", " paper: two protocols"]
+    assert len([found for found in ax.lines if found.get_marker() == "D"]) == 2
 
 
 def test_the_estimate_is_drawn_against_the_truth():
