@@ -166,6 +166,19 @@ def table(found):
     return report.markdown_table(head, rows)
 
 
+def missed(found, measure="acc_counterfactual"):
+    """One sentence: which of the asked differences were not found, those the other way round apart."""
+    records = [record for record in found["comparisons"] if record["measure"] == measure]
+    held = [record for record in records if record["lo"] > 0]
+    against = [record for record in records if record["hi"] < 0]
+    open_ = [record for record in records if record not in held and record not in against]
+    text = f"On counterfactual accuracy {len(held)} of {len(records)} differences lie outside their intervals"
+    for label, part in (("not shown", open_), ("the other way round", against)):
+        if part:
+            text += f"; {label}: " + ", ".join(f"{record['better']} > {record['worse']}" for record in part)
+    return text + "."
+
+
 def _points(record):
     value, lo, hi = (100 * record[key] for key in ("value", "lo", "hi"))
     return f"{value:+.1f} [{lo:+.1f}, {hi:+.1f}]"
@@ -188,6 +201,7 @@ def main():
     about = {"bases": asked.bases, "seeds": asked.seeds, "items": ITEMS, "leak": LEAK, "swap": SWAP}
     artifacts.write_json(about | {"profile": asdict(profile)} | found, asked.out)
     print(table(found))
+    print(missed(found))
 
 
 if __name__ == "__main__":

@@ -61,9 +61,32 @@ def test_a_run_is_made_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bases", ["development", "reporting"])
+def test_what_the_study_builds_on_was_found_on_both_sets_of_bases(bases):
+    found = json.loads((Path(headroom.__file__).parent / f"headroom-{bases}.json").read_text())
+    lows = {(r["better"], r["worse"]): r["lo"] for r in found["comparisons"] if r["measure"] == "acc_counterfactual"}
+    assert set(lows) == set(headroom.COMPARISONS)
+    needed = [("dpo_original", "base"), ("dpo_all", "dpo_original"), ("oracle_all+leak", "sft")]
+    needed += [(f"oracle_all+{noise}", f"dpo_all+{noise}") for noise in ("leak", "swap")]
+    assert all(lows[pair] > 0 for pair in needed)
+
+
+def test_the_sentence_tells_what_held_from_what_did_not():
+    records = [
+        {"better": better, "worse": "x", "measure": measure, "lo": lo, "hi": hi}
+        for better, lo, hi in (("a", 0.1, 0.2), ("b", -0.1, 0.2), ("c", -0.3, -0.1))
+        for measure in ("acc_counterfactual", "Cover")
+    ]
+    assert headroom.missed({"comparisons": records}) == (
+        "On counterfactual accuracy 1 of 3 differences lie outside their intervals; not shown: b > x; the other way "
+        "round: c > x."
+    )
+
+
+@pytest.mark.parametrize("bases", ["development", "reporting"])
 def test_notes_show_what_was_measured(bases):
     folder = Path(headroom.__file__).parent
     found = json.loads((folder / f"headroom-{bases}.json").read_text())
     assert all((base in DEVELOPMENT_BASES) == (bases == "development") for base in found["bases"])
-    assert headroom.table(found) in (folder / "NOTES.md").read_text()
+    notes = (folder / "NOTES.md").read_text()
+    assert headroom.table(found) in notes and headroom.missed(found) in notes
     assert found["profile"]["training"] == json.loads(json.dumps(asdict(profiles.get("desk").training)))
