@@ -64,7 +64,7 @@ def test_batched_greedy_equals_one_by_one(model_and_processor, batch_size):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_images_of_many_sizes_in_one_batch_get_the_answers_they_get_alone(family):
-    model, processor = tiny_family(family)
+    model, processor = tiny_family(family, seed=4)  # with it every family gives several answers
     sizes = [(60, 40), (20, 60), (90, 20), (40, 40)]
     prompts = [(make_row(i, image=photo(i, size)), True, i % 2 == 0) for i, size in enumerate(sizes)]
     counted = Counted(model)

@@ -132,9 +132,12 @@ def test_weights_are_never_repacked_on_a_cpu_with_avx512_bf16(folder, monkeypatc
         for checked in (policy.eval(), fresh):
             assert not any(layer.support_avx512bf16_for_cpu for layer in models.four_bit_layers(checked))
             logps.plain_logps(checked, make_batch(processor))
+            with checked.disable_adapter():  # with it these narrow layers are not asked (napo/fused.py)
+                logps.plain_logps(checked, make_batch(processor))
         assert not repacked
         models.four_bit_layers(model)[0].support_avx512bf16_for_cpu = True
-        logps.plain_logps(policy, make_batch(processor))
+        with policy.disable_adapter():
+            logps.plain_logps(policy, make_batch(processor))
         assert repacked  # so the check above could have failed
 
 
@@ -257,7 +260,7 @@ def test_adapter_is_found_again_by_stock_peft(folder, tmp_path):
     stock = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, tmp_path).eval()
     with torch.no_grad():
-        assert torch.equal(stock(**inputs).logits, policy.eval()(**inputs).logits)
+        torch.testing.assert_close(stock(**inputs).logits, policy.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
     assert models.adapter_effect(stock, batch) > 1e-4
 
 
