@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 import torch
 
-from napo import branches, data, memory, models, preflight, profiles, room
+from napo import branches, command, data, memory, models, preflight, profiles, room
 from napo.artifacts import BadInput
 from napo.profiles import KINDS, METHODS
 from napo.progress import clock
@@ -220,6 +220,7 @@ def _per_second(work, device, seconds):
     return times / (time.perf_counter() - started)
 
 
+@command.exit_status
 def main(arguments=None):
     """The command; returns the exit status."""
     top = argparse.ArgumentParser(prog="python -m napo.budget", description="Predict memory and time of a run.")
@@ -228,17 +229,12 @@ def main(arguments=None):
     for name in ("model", "data", "device", "methods"):
         top.add_argument(f"--{name}", default="", help="instead of the profile's own")
     asked = top.parse_args(arguments)
-    try:
-        overrides = {name: getattr(asked, name) for name in ("model", "data", "device", "methods")}
-        for rows in asked.rows:
-            profile = profiles.get(asked.profile, **overrides, rows=rows)
-            skeleton = skeleton_of(profile)
-            speed = speed_here(profile)
-            print("\n".join(describe(profile, skeleton, speed)))
-    except BadInput as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    overrides = {name: getattr(asked, name) for name in ("model", "data", "device", "methods")}
+    for rows in asked.rows:
+        profile = profiles.get(asked.profile, **overrides, rows=rows)
+        skeleton = skeleton_of(profile)
+        speed = speed_here(profile)
+        print("\n".join(describe(profile, skeleton, speed)))
 
 
 def speed_here(profile):

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from napo import artifacts, preflight, profiles, train
-from napo.artifacts import BadInput
+from napo import artifacts, command, preflight, profiles, train
 
 
 def train_together(cell, profile, runs_dir="runs"):
@@ -57,17 +56,13 @@ def asked_profile(asked):
     return preflight.prepared(profile, asked.runs_dir)
 
 
+@command.exit_status
 def main(arguments=None):
     """The command; returns the exit status: 0 done, 2 bad input (one line says which)."""
     asked = parser().parse_args(arguments)
-    try:
-        profiles.method(asked.method)
-        cell = profiles.Cell(asked.method, seed=asked.seed)
-        print(artifacts.shown(train_together(cell, asked_profile(asked), asked.runs_dir)))
-    except BadInput as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    profiles.method(asked.method)
+    cell = profiles.Cell(asked.method, seed=asked.seed)
+    print(artifacts.shown(train_together(cell, asked_profile(asked), asked.runs_dir)))
 
 
 if __name__ == "__main__":

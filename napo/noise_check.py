@@ -16,7 +16,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from napo import artifacts, data, evidence, logps, models, packing, perturb, plots, posterior, report, study_plots
+from napo import (
+    artifacts,
+    command,
+    data,
+    evidence,
+    logps,
+    models,
+    packing,
+    perturb,
+    plots,
+    posterior,
+    report,
+    study_plots,
+)
 from napo.artifacts import BadInput
 from napo.profiles import REJECTED_KINDS, Quantisation
 
@@ -147,21 +160,18 @@ def parser():
     return top
 
 
+@command.exit_status
 def main(arguments=None):
     """The command; returns the exit status: 0 done, 2 bad input (one line says which)."""
-    try:
-        asked = parser().parse_args(arguments)
-        if asked.rows < 0 or asked.batch_size < 1:
-            raise BadInput("--rows is a number from 0, --batch-size one from 1")
-        models.check_device(asked.device)
-        dtype = "bfloat16" if asked.device == "cuda" else "float32"
-        quantisation = Quantisation(four_bit=asked.four_bit, compute_dtype=dtype, dtype=dtype)
-        out = Path(asked.out) if asked.out else artifacts.run_folder("noise", Path(asked.pairs).stem)
-        settings = {"rows": asked.rows, "quantisation": quantisation, "device": asked.device, "mask": asked.mask}
-        with contextlib.redirect_stdout(sys.stderr):  # progress; the standard output is for the rates
-            rates = check(asked.pairs, asked.model, out, batch_size=asked.batch_size, **settings)
-    except BadInput as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    asked = parser().parse_args(arguments)
+    if asked.rows < 0 or asked.batch_size < 1:
+        raise BadInput("--rows is a number from 0, --batch-size one from 1")
+    models.check_device(asked.device)
+    dtype = "bfloat16" if asked.device == "cuda" else "float32"
+    quantisation = Quantisation(four_bit=asked.four_bit, compute_dtype=dtype, dtype=dtype)
+    out = Path(asked.out) if asked.out else artifacts.run_folder("noise", Path(asked.pairs).stem)
+    settings = {"rows": asked.rows, "quantisation": quantisation, "device": asked.device, "mask": asked.mask}
+    with contextlib.redirect_stdout(sys.stderr):  # progress; the standard output is for the rates
+        rates = check(asked.pairs, asked.model, out, batch_size=asked.batch_size, **settings)
     print(json.dumps({"rates": rates, "files": artifacts.shown(out)}, indent=1))
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napo import artifacts, asking, benchmarks, evaluate, models, paper, profiles, report, scoring, stats
+from napo import artifacts, asking, benchmarks, command, evaluate, models, paper, profiles, report, scoring, stats
 from napo.artifacts import BadInput
 from napo.profiles import Quantisation
 
@@ -184,15 +184,13 @@ def parser():
     return top
 
 
+@command.exit_status
 def main(arguments=None):
     """The command; returns the exit status: 0 done, 2 bad input (one line says which), 130 interrupted."""
     try:
         request = Request(**vars(parser().parse_args(arguments)))
         with contextlib.redirect_stdout(sys.stderr):  # progress; the standard output is for the scores
             scored = evaluate_model(request)
-    except BadInput as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -19,7 +19,7 @@ from huggingface_hub import CardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from peft import PeftConfig
 
-from napo import artifacts, data, hub, preflight, profiles, stats, train
+from napo import artifacts, command, data, hub, preflight, profiles, stats, train
 from napo.artifacts import BadInput
 from napo.profiles import ALPHA, METHODS
 from napo.report import markdown_table, number
@@ -284,24 +284,20 @@ def recorded(profile, runs_dir):
     return replace(profile, **{name: commit for name, commit in found.items() if commit})
 
 
+@command.exit_status
 def main(arguments=None):
     """The command; returns the exit status: 0 done, 2 bad input (one line says which)."""
     asked = parser().parse_args(arguments)
-    try:
-        overrides = {name: getattr(asked, name) for name in ("model", "data", "rows", "device")}
-        profile = recorded(profiles.get(asked.profile, **overrides), asked.runs_dir)
-        if asked.what == "adapter":
-            profiles.method(asked.method)
-            write_adapter(profiles.Cell(asked.method, asked.base, asked.seed), profile, asked.to, asked.runs_dir)
-        else:
-            write_data(profile, asked.to, asked.base, asked.runs_dir)
-        print(artifacts.shown(asked.to))
-        if asked.push:
-            print(push(asked.to, asked.push, "model" if asked.what == "adapter" else "dataset"))
-    except BadInput as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    overrides = {name: getattr(asked, name) for name in ("model", "data", "rows", "device")}
+    profile = recorded(profiles.get(asked.profile, **overrides), asked.runs_dir)
+    if asked.what == "adapter":
+        profiles.method(asked.method)
+        write_adapter(profiles.Cell(asked.method, asked.base, asked.seed), profile, asked.to, asked.runs_dir)
+    else:
+        write_data(profile, asked.to, asked.base, asked.runs_dir)
+    print(artifacts.shown(asked.to))
+    if asked.push:
+        print(push(asked.to, asked.push, "model" if asked.what == "adapter" else "dataset"))
 
 
 if __name__ == "__main__":
