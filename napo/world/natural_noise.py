@@ -4,14 +4,13 @@ Pairs are the desk profile's, held-out rows included, of the reporting bases. Be
 share of original pairs whose chosen answer is, by the picture, the worse one.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
 from napo import artifacts, perturb, profiles, report
 from napo.data import BIASED
+from napo.world import record
 from napo.world.pairs import labeller_score
 from napo.world.questions import parse
 from napo.world.scenes import from_json
@@ -61,16 +60,5 @@ def within(rate):
     return ASKED[0] <= rate <= ASKED[1]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", type=int, nargs="+", default=list(profiles.get("study").bases))
-    parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the record")
-    asked = parser.parse_args()
-    found = {"bases": asked.bases, "noise": measure(asked.bases, asked.runs_dir).to_dict("records")}
-    artifacts.write_json(found, asked.out)
-    print(table(found))
-
-
 if __name__ == "__main__":
-    main()
+    record.command(__doc__, profiles.get("study").bases, "noise", measure, table)

@@ -3,13 +3,12 @@
 Pairs are the desk profile's; noise of both kinds is put into the training rows at known rates (`noise_levels.py`).
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
-from napo import artifacts, claims, noise_levels, perturb, profiles, report
+from napo import claims, noise_levels, perturb, profiles, report
+from napo.world import record
 
 SHOWN = (0.0, 0.2, 0.4)  # rates in the table
 
@@ -40,16 +39,5 @@ def table(found):
     return report.markdown_table(header, rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", type=int, nargs="+", default=list(claims.DEVELOPMENT_BASES))
-    parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the record")
-    asked = parser.parse_args()
-    found = {"bases": asked.bases, "levels": measure(asked.bases, asked.runs_dir).to_dict("records")}
-    artifacts.write_json(found, asked.out)
-    print(table(found))
-
-
 if __name__ == "__main__":
-    main()
+    record.command(__doc__, claims.DEVELOPMENT_BASES, "levels", measure, table)
