@@ -246,14 +246,9 @@ def comparison(estimates, reference=None, title=None, columns=3):
     reference  method whose value is drawn as a line through each panel
     """
     methods, measures = list(dict.fromkeys(estimates["method"])), list(dict.fromkeys(estimates["measure"]))
-    columns = min(columns, len(measures))
-    lines = -(-len(measures) // columns)
-    figure = new_figure(0.55 + lines * (0.75 + 0.27 * len(methods)))
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    figure, axes = panels(len(measures), columns, 0.55, 0.75 + 0.27 * len(methods))
     for ax, measure in zip(axes.flat, measures, strict=False):
         _dots(ax, estimates[estimates["measure"] == measure].set_index("method"), methods, measure, reference)
-    for ax in axes.flat[len(measures) :]:
-        ax.axis("off")
     labels = estimates.drop_duplicates("method")
     labels = labels["method_label"] if "method_label" in labels else labels["method"]
     axes[0, 0].set_yticks(range(len(methods)), list(labels))
@@ -261,6 +256,18 @@ def comparison(estimates, reference=None, title=None, columns=3):
     over = " and ".join(dict.fromkeys(estimates["over"][np.isfinite(estimates["lo"])]))
     headline(figure, title or (f"Means with 95 % intervals over {over}" if over else "Single runs, no intervals"))
     return figure
+
+
+def panels(n, columns, margin, height):
+    """(figure, axes) of n panels beside and below each other with one vertical scale; what is left of the grid is
+    blank. margin and height (of a line of panels) in inches"""
+    columns = min(columns, n)
+    lines = -(-n // columns)
+    figure = new_figure(margin + lines * height)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for ax in axes.flat[n:]:
+        ax.axis("off")
+    return figure, axes
 
 
 def _dots(ax, rows, methods, measure, reference):

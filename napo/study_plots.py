@@ -22,6 +22,7 @@ from napo.plots import (
     headline,
     label_of,
     new_figure,
+    panels,
     styled,
 )
 
@@ -225,14 +226,9 @@ def forest(rows, title, columns=4):
     if rows.empty:
         return note(f"{title}: none of these was run with this profile.")
     lines, measures = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows["measure"]))
-    columns = min(columns, len(measures))
-    high = -(-len(measures) // columns)
-    figure = new_figure(1.0 + high * (0.75 + 0.3 * len(lines)))
-    axes = figure.subplots(high, columns, squeeze=False, sharey=True)
+    figure, axes = panels(len(measures), columns, 1.0, 0.75 + 0.3 * len(lines))
     for ax, measure in zip(axes.flat, measures, strict=False):
         _forest_panel(ax, rows[rows["measure"] == measure].set_index("label"), lines)
-    for ax in axes.flat[len(measures) :]:
-        ax.axis("off")
     axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
     explained = f"arrow: the better side; {_bands(rows, 'bars')}"

@@ -1,6 +1,5 @@
 """napo.plots: what is drawn is what was given, every text lies inside the picture, and nothing global is touched."""
 
-import io
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import check_picture
 from matplotlib.text import Text
 from PIL import Image
 
@@ -83,11 +83,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_pictures_have_readme_width_and_nothing_is_cut_at_their_edges(name):
-    image = np.asarray(Image.open(io.BytesIO(plots.png(FIGURES[name]()))).convert("RGB"))
-    height, width, _ = image.shape
-    assert width == 1200 and height <= 1500 and (image < 128).any()
-    edge = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel(), image[:, -2:].ravel()])
-    assert (edge == 255).all()
+    check_picture(FIGURES[name]())
 
 
 def test_the_loss_figure_draws_what_it_is_given():

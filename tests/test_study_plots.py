@@ -1,14 +1,13 @@
 """napo.study_plots: what is drawn is what was given, what is missing is said, nothing is cut at README width."""
 
-import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from drawn import check_picture
 
-from napo import paper, plots, report, study_plots
+from napo import paper, report, study_plots
 
 KINDS = ("language_biased", "vision_biased")
 NONE = pd.DataFrame()
@@ -89,11 +88,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_pictures_have_readme_width_and_nothing_is_cut_at_their_edges(name):
-    image = np.asarray(Image.open(io.BytesIO(plots.png(FIGURES[name]()))).convert("RGB"))
-    height, width, _ = image.shape
-    assert width == 1200 and height <= 1500 and (image < 128).any()
-    edge = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel(), image[:, -2:].ravel()])
-    assert (edge == 255).all()
+    check_picture(FIGURES[name]())
 
 
 @pytest.mark.parametrize(
