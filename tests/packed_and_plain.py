@@ -2,6 +2,7 @@
 
 import contextlib
 
+import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
 from test_packing import make_row, photo
@@ -25,12 +26,29 @@ def ragged_rows(n=3):
     return rows
 
 
-def policy_of(family, dtype=torch.float64, attention="sdpa", checkpointing=False, targets=TARGETS):
+def in_four_bits(model):
+    """The model with its decoder's linear layers, and nothing else, in NF4; biases stay as they are."""
+    decoder = model.get_decoder()
+    for name, layer in list(decoder.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            sizes, settings = (layer.in_features, layer.out_features), {"compute_dtype": layer.weight.dtype}
+            quantised = bnb.nn.Linear4bit(*sizes, bias=False, quant_type="nf4", **settings)
+            quantised.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+            quantised.bias = layer.bias
+            decoder.set_submodule(name, quantised.to("cpu"))
+    models.guard_repacking(model)
+    models.check_quantised(model)
+    return model
+
+
+def policy_of(family, dtype=torch.float64, attention="sdpa", checkpointing=False, four_bit=False):
     """(random model with a random LoRA adapter, in training mode, processor)."""
     model, processor = tiny_llava(seed=1) if family == "llava" else tiny_family(family)
     model.to(dtype).set_attn_implementation(attention)
+    if four_bit:
+        in_four_bits(model)
     torch.manual_seed(2)
-    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    config = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
     with models.quiet():
         policy = get_peft_model(model, config).to(dtype).train()
         if checkpointing:

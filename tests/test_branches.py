@@ -1,10 +1,8 @@
 """Packed rows equal plain sequences, for every family; and every silent mistake that breaks this is seen."""
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from packed_and_plain import (
-    TARGETS,
     distance,
     exact_norm,
     exact_softmax,
@@ -14,7 +12,6 @@ from packed_and_plain import (
     policy_of,
     ragged_rows,
 )
-from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_llava
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -85,21 +82,14 @@ def test_packed_equals_plain_in_float32(family, attention):
     assert values <= 1e-5 and gradients <= 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_equals_plain_in_four_bits(attention):
-    model, processor = tiny_llava(seed=1)
-    for name, module in list(model.model.language_model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
-            quantised = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32
-            )
-            quantised.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
-            parent, _, child = name.rpartition(".")
-            setattr(model.model.language_model.get_submodule(parent), child, quantised.to("cpu"))
-    models.guard_repacking(model)
-    model.set_attn_implementation(attention)
-    assert len(models.four_bit_layers(model)) == 14
-    policy = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)).train()
+@pytest.mark.parametrize("checkpointing", [False, "not reentrant"])
+def test_packed_equals_plain_in_four_bits(family, attention, checkpointing):
+    policy, processor = policy_of(family, torch.float32, attention, checkpointing, four_bit=True)
+    four_bit = models.four_bit_layers(policy)
+    assert len(four_bit) == 7 * branches.causal_lm(policy).config.get_text_config().num_hidden_layers > 0
+    assert all(layer.weight.dtype == torch.uint8 and layer.weight.quant_state for layer in four_bit)
     values, gradients = packed_against_plain(policy, processor, ragged_rows())
     assert values <= 1e-5 and gradients <= 1e-5
 
