@@ -11,8 +11,10 @@ from napo import artifacts, data, packing
 def generate(model, processor, prompts, settings, label=None, min_new_tokens=None):
     """Answers to a list of (row, has image, has question) prompts, decoded and stripped, in order.
 
-    Batches are padded on the left; identical prompts are generated once (a blank image with the same question is one
-    computation).
+    Identical prompts are generated once (a blank image with the same question is one computation). Batches are padded
+    on the left and hold prompts of similar length: sorted by the characters of their text, not by their tokens, which
+    are not known before the processor has seen every image. That is enough: padding costs time and changes no greedy
+    answer, tokens go with characters, and an image is as many tokens in every prompt unless a family cuts it by size.
     settings  needs num_beams, max_new_tokens, batch_size; decoding is greedy or beam search, and sampled only where
               there is a `temperature` above 0, by its `seed`
     """

@@ -165,6 +165,26 @@ def test_answers_keep_the_order_of_their_prompts(model_and_processor):
     assert generate(model, processor, prompts[::-1], SETTINGS) == answers[::-1]
 
 
+def padding(calls):
+    return sum((call["attention_mask"] == 0).sum().item() for call in calls)
+
+
+def test_prompts_of_similar_length_share_a_batch(model_and_processor):
+    """Short and long questions in turns: in the order of arrival nearly half of every batch would be padding."""
+    model, processor = model_and_processor
+    rows = [make_row(i, question="why? " * (1 + 20 * (i % 2) + i % 3)) for i in range(8)]
+    prompts, counted = [(row, True, True) for row in rows], Counted(model)
+    answers = generate(counted, processor, prompts, SETTINGS)
+    assert answers == [stock_answer(model, processor, *prompt) for prompt in prompts] and len(set(answers)) > 3
+    texts = [packing.prompt_text(row, processor) for row in rows]
+    as_they_came = [
+        packing.tokenised([texts[i] for i in batch], [rows[i]["image"] for i in batch], processor, padding=True)
+        for batch in chunks(range(8), SETTINGS.batch_size)
+    ]
+    assert [len(call["input_ids"]) for call in counted.calls] == [len(call["input_ids"]) for call in as_they_came]
+    assert 0 < padding(counted.calls) < padding(as_they_came) / 5
+
+
 def test_no_prompts_no_answers(model_and_processor):
     assert generate(*model_and_processor, [], SETTINGS) == []
 
