@@ -1,6 +1,7 @@
 """What the equality tests share: policies with LoRA, rows of many lengths, gradients of both paths, their distance."""
 
 import contextlib
+import types
 
 import bitsandbytes as bnb
 import torch
@@ -59,7 +60,10 @@ def policy_of(family, dtype=torch.float64, attention="sdpa", checkpointing=False
 
 def make_batch(processor, rows, packed, kinds=KINDS):
     """packed  True, False, or "shared": short rows stand in one sequence"""
-    encoded = [packing.encode(row, processor, kinds) for row in rows]
+    return collated([packing.encode(row, processor, kinds) for row in rows], processor, packed, kinds)
+
+
+def collated(encoded, processor, packed, kinds=KINDS):
     shared = {"shared": True} if packed == "shared" else {}
     collate = packing.collate_packed if packed else packing.collate_plain
     return collate(encoded, kinds, processor.tokenizer.pad_token_id, **shared)
@@ -69,10 +73,22 @@ def measured(policy, batch):
     """Log-probs (B * K,) and the LoRA gradients of a fixed weighting of them, as one vector."""
     policy.zero_grad()
     values = logps.ResponseLogps(policy)(**batch)
-    weights = torch.linspace(0.5, 1.5, len(values)).to(values.dtype)
-    (weights * values).sum().backward()
+    weighted(values).backward()
     gradients = [p.grad.flatten().clone() for p in policy.parameters() if p.grad is not None]
     return values.detach(), torch.cat(gradients)
+
+
+def weighted(values):
+    return (torch.linspace(0.5, 1.5, len(values)).to(values.dtype) * values).sum()
+
+
+def image_gradients(policy, processor, rows, packed):
+    """Gradients of the same weighting with respect to each row's own pixels, however often its image is read."""
+    encoded = [packing.encode(row, processor, KINDS) for row in rows]
+    for row in encoded:
+        row["vision"]["pixel_values"] = row["vision"]["pixel_values"].double().requires_grad_()
+    weighted(logps.ResponseLogps(policy)(**collated(encoded, processor, packed))).backward()
+    return torch.cat([row["vision"]["pixel_values"].grad.flatten() for row in encoded])
 
 
 def distance(packed, plain):
@@ -85,8 +101,15 @@ def packed_against_plain(policy, processor, rows, packed=True):
     return distance(*(measured(policy, make_batch(processor, rows, layout)) for layout in (packed, False)))
 
 
+def exact_norms(policy):
+    """The policy with RMSNorms that compute in the model's own dtype; the stock ones compute in float32."""
+    for module in policy.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(exact_norm, module)
+    return policy
+
+
 def exact_norm(self, states):
-    """LlamaRMSNorm in the model's own dtype; the stock one computes in float32."""
     return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
