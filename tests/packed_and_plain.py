@@ -69,10 +69,13 @@ def collated(encoded, processor, packed, kinds=KINDS):
     return collate(encoded, kinds, processor.tokenizer.pad_token_id, **shared)
 
 
-def measured(policy, batch):
-    """Log-probs (B * K,) and the LoRA gradients of a fixed weighting of them, as one vector."""
+def measured(policy, batch, module=None):
+    """Log-probs (B * K,) and the LoRA gradients of a fixed weighting of them, as one vector.
+
+    module  what computes them with the policy inside, if not the kit's own
+    """
     policy.zero_grad()
-    values = logps.ResponseLogps(policy)(**batch)
+    values = (module or logps.ResponseLogps(policy))(**batch)
     weighted(values).backward()
     gradients = [p.grad.flatten().clone() for p in policy.parameters() if p.grad is not None]
     return values.detach(), torch.cat(gradients)

@@ -1,11 +1,14 @@
-"""Training, the reference store and margins take the packed path unless told otherwise, and learn the same by both."""
+"""Training and the log-probs it starts from take the packed path unless told otherwise, and both paths learn the same.
+
+DDP is met here in one process, with a reduction that shows; two processes that train together: test_two_processes.py.
+"""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from packed_and_plain import make_batch, policy_of, ragged_rows
+from packed_and_plain import make_batch, measured, policy_of, ragged_rows
 from test_packing import make_row
 from tiny_families import tiny_family
 from tiny_models import tiny_llava
@@ -81,22 +84,29 @@ def test_a_model_that_is_not_known_to_be_exact_is_refused_before_any_step_and_tr
     assert not (tmp_path / "c").exists()
 
 
-def test_gradients_pass_through_ddp(tmp_path):
-    """DDP sees one forward of the module that holds everything, so its gradients are the bare module's."""
+def tripled(state, bucket):
+    """In place of the mean over processes, which of one process would be the gradient itself."""
+    reduced = torch.futures.Future()
+    reduced.set_result(3 * bucket.buffer())
+    return reduced
+
+
+def test_gradients_pass_through_ddp_only_where_everything_happens_inside_it(tmp_path):
+    """Calling the model from outside gives the right loss and gradients that no other process ever hears of."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         policy, processor = policy_of("llava", torch.float32)
         batch = make_batch(processor, ragged_rows(), packed=True)
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        logps.ResponseLogps(policy)(**batch).sum().backward()
-        bare = [p.grad.clone() for p in trained]
-        policy.zero_grad()
+        values, bare = measured(policy, batch)
         wrapped = torch.nn.parallel.DistributedDataParallel(logps.ResponseLogps(policy))
-        wrapped(**batch).sum().backward()
-        for parameter, expected in zip(trained, bare, strict=True):
-            torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-7)
+        wrapped.register_comm_hook(None, tripled)
+        found = measured(policy, batch, wrapped)
+        outside = measured(policy, batch, lambda **batch: logps.batch_logps(wrapped.module.model, batch))
     finally:
         torch.distributed.destroy_process_group()
+    close = {"rtol": 1e-6, "atol": 1e-7}
+    torch.testing.assert_close(found, (values, 3 * bare), **close)
+    torch.testing.assert_close(outside, (values, bare), **close)  # not reduced
 
 
 def test_answers_that_reach_the_limit_are_cut_alike_in_both_paths():
