@@ -54,6 +54,7 @@ def check(pairs, model, out, *, rows=0, quantisation=None, device="cpu", batch_s
     check_answers(dataset, kinds, pairs)
     loaded, processor = models.load(model, quantisation or Quantisation(four_bit=False), device)
     packing.check_image_tokens(loaded, processor, dataset[0])
+    # plain sequences: any image-text model may be asked, also one of a family that packing does not know
     seen = logps.measure(loaded, processor, dataset, ("chosen", *kinds), batch_size, packed=False, label="log-probs")
     found = {}
     for kind in (kind for kind in kinds if kind in posterior.BIASED):

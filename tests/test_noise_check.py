@@ -9,7 +9,7 @@ import pytest
 from test_packing import make_row
 from tiny_models import save_tiny_llava
 
-from napo import artifacts, data, evidence, logps, models, noise_check
+from napo import artifacts, branches, data, evidence, logps, models, noise_check
 from napo.profiles import Quantisation
 
 
@@ -59,6 +59,13 @@ def test_rates_page_and_figure_belong_to_the_posterior(world):
     assert rates["language_biased"]["equal"] == 1 and rates["rejected"]["equal"] == 0
     assert "| 24 | 1 |" in page and "| 24 | 0 |" in page
     assert "without any truth" in page and (out / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_of_a_family_that_packing_does_not_know_can_be_asked_too(world, tmp_path, monkeypatch):
+    model_folder, pairs, out, _ = world
+    monkeypatch.delitem(branches.FAMILIES, "llava")
+    rates = noise_check.check(pairs, str(model_folder), tmp_path / "out")
+    assert rates == artifacts.read_json(out / "rates.json")
 
 
 @pytest.mark.parametrize(
