@@ -285,6 +285,7 @@ MISTAKES = [
     ("llava", "sdpa", no_mask, 0.1),
     ("llava", "eager", no_mask, 0.1),
     ("llava", "sdpa", no_mask_and_a_cache, 1e-3),
+    ("llava", "eager", no_mask_and_a_cache, 1e-3),
     ("llava", "sdpa", mask_of_ones, 1e-3),
     ("llava", "eager", mask_of_ones, 1e-3),
     ("llava", "sdpa", siblings_seen, 1e-3),
