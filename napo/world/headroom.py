@@ -85,26 +85,34 @@ def runs(numbers, seeds):
     return untrained + [Run(arm, noise, base, seed) for seed in seeds for base in numbers for arm, noise in RUNS]
 
 
-def scores_of(run, profile, runs_dir="runs"):
-    """Path of the run's scores.parquet, made unless it is current."""
-    method = ARMS.get(run.arm)
+def scores_of(run, profile, runs_dir="runs", method=None, change=None, modules=()):
+    """Path of the run's scores.parquet, made unless it is current.
+
+    For an arm that is not one of ARMS (napo/world/vision_forms.py):
+    method   what it trains;  modules  where that stands
+    change   (rows, model, processor, rng) -> rows, what is done to the training rows first; the run's `noise` names it
+    """
+    method = method or ARMS.get(run.arm)
     pairs = perturb.pairs(profile, run.base, runs_dir)
     settings = {"run": asdict(run), "method": method, "training": profile.training, "items": ITEMS}
     settings |= {"noise": [LEAK, SWAP], "model": models.identity(profile, run.base)}
     folder = artifacts.run_folder(profile.name, "cells", run.name, runs_dir=runs_dir)
     return artifacts.build(
         folder / "scores.parquet",
-        lambda path: _make_scores(path, run, method, profile, pairs),
+        lambda path: _make_scores(path, run, method, change, profile, pairs),
         settings=settings,
-        modules=("train", "world.headroom"),
+        modules=("train", "world.headroom", *modules),
         inputs=[pairs],
     )
 
 
-def _make_scores(path, run, method, profile, pairs):
+def _make_scores(path, run, method, change, profile, pairs):
     model, processor = models.load_base(profile, run.base)
     if method:
-        model = _trained(model, processor, run, method, profile, data.part(data.read(pairs), "train"))
+        rows = [dict(row) for row in data.part(data.read(pairs), "train")]
+        if change:
+            rows = change(rows, model, processor, np.random.default_rng([run.base, run.seed]))
+        model = _trained(model, processor, run, method, profile, rows)
     split = "dev" if run.base in claims.DEVELOPMENT_BASES else "test"
     rows = bases.scores(model.eval(), processor, BENCHMARKS, ITEMS, split)
     identity = {"method": run.label, "base": run.base, "seed": run.seed, "flip_rate": 0.0}
@@ -112,7 +120,6 @@ def _make_scores(path, run, method, profile, pairs):
 
 
 def _trained(model, processor, run, method, profile, rows):
-    rows = [dict(row) for row in rows]
     if run.noise == "leak":
         rows = label_noise(leak(rows, LEAK, np.random.default_rng([run.base, run.seed])))
     training, kinds = profile.training, ("chosen", *KINDS[1:])
@@ -126,11 +133,13 @@ def _trained(model, processor, run, method, profile, rows):
 # ---- what came out --------------------------------------------------------------------------------------------------
 
 
-def summary(scores, min_bases=claims.MIN_BASES):
+def summary(scores, min_bases=claims.MIN_BASES, compared=COMPARISONS):
     """{"arms": [...], "comparisons": [...]}, one record per arm and measure, and per comparison and measure.
 
-    scores  long frame of all runs. Intervals (95 %) are over bases, or, with fewer than `min_bases` of them, over
-            examples, each with its mean over bases and seeds: they then say nothing of other bases.
+    scores    long frame of all runs
+    compared  pairs of arms (better, worse)
+    Intervals (95 %) are over bases, or, with fewer than `min_bases` of them, over examples, each with its mean over
+    bases and seeds: they then say nothing of other bases.
     """
     arms, comparisons, pooled = [], [], _pooled(scores)
     enough = scores["base"].nunique() >= min_bases
@@ -139,7 +148,7 @@ def summary(scores, min_bases=claims.MIN_BASES):
         values = stats.run_values(scores, measure)
         for arm, found in values.groupby("method"):
             arms.append({"arm": arm, "measure": name, "value": stats.estimate(found).value})
-        for better, worse in COMPARISONS:
+        for better, worse in compared:
             found = stats.paired_difference(values, better, worse)
             if not enough:
                 sides = [pooled[pooled["method"] == arm] for arm in (better, worse)]
@@ -160,9 +169,9 @@ def table(found):
     """The comparisons as a Markdown table: differences with their intervals, in points of percent."""
     head = ["better", "worse", *(stats.MEASURES[name].label for name in MEASURES)]
     rows = []
-    for better, worse in COMPARISONS:
+    for better, worse in dict.fromkeys((r["better"], r["worse"]) for r in found["comparisons"]):
         records = {r["measure"]: r for r in found["comparisons"] if (r["better"], r["worse"]) == (better, worse)}
-        rows.append([better, worse, *(_points(records[name]) for name in MEASURES)])
+        rows.append([better, worse, *(points(records[name]) for name in MEASURES)])
     return report.markdown_table(head, rows)
 
 
@@ -179,29 +188,42 @@ def missed(found, measure="acc_counterfactual"):
     return text + "."
 
 
-def _points(record):
+def points(record):
+    """A difference with its interval, in points of percent."""
     value, lo, hi = (100 * record[key] for key in ("value", "lo", "hi"))
     return f"{value:+.1f} [{lo:+.1f}, {hi:+.1f}]"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command(description, runs, worker, compared, show):
+    """Measures runs(bases, seeds) by worker(run, profile, runs_dir); writes the summary where --out says and prints
+    show(summary).
+
+    compared  frame of scores -> pairs of arms (better, worse)
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--bases", type=int, nargs="+", default=list(claims.DEVELOPMENT_BASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the summary")
     asked = parser.parse_args()
     profile = replace(profiles.get("desk"), name="headroom", heldout_rows=0)
-    todo = runs(asked.bases, asked.seeds)
     untrained = [Run("base", "", base, 0) for base in asked.bases]
-    worker = functools.partial(scores_of, profile=profile, runs_dir=asked.runs_dir)
-    for part, label in ((untrained, "bases and their pairs"), (todo, "headroom")):  # pairs first: once per base
-        paths = grid.run(part, worker, workers=profile.workers, label=label)
-    found = summary(pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True))
+    parts = (
+        (untrained, scores_of, "bases and their pairs"),  # pairs first: once per base
+        (runs(asked.bases, asked.seeds), worker, "trainings"),
+    )
+    for todo, make, label in parts:
+        make = functools.partial(make, profile=profile, runs_dir=asked.runs_dir)
+        paths = grid.run(todo, make, workers=profile.workers, label=label)
+    scores = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    found = summary(scores, compared=compared(scores))
     about = {"bases": asked.bases, "seeds": asked.seeds, "items": ITEMS, "leak": LEAK, "swap": SWAP}
     artifacts.write_json(about | {"profile": asdict(profile)} | found, asked.out)
-    print(table(found))
-    print(missed(found))
+    print(show(found))
+
+
+def main():
+    command(__doc__, runs, scores_of, lambda _: COMPARISONS, lambda found: f"{table(found)}\n{missed(found)}")
 
 
 if __name__ == "__main__":
