@@ -209,6 +209,16 @@ PROFILES = {
     "desk": Profile(
         name="desk",
         bases=(0, 1, 2),
+        methods=(
+            "base",
+            "sft",
+            "dpo_original",
+            "dpo_all",
+            "oracle",
+            "napo_paper",
+            "napo_authors",
+            "napo_calibrated",
+        ),
         training=DESK_TRAINING,
         evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
     ),
