@@ -219,6 +219,9 @@ PROFILES = {
             "napo_authors",
             "napo_calibrated",
         ),
+        flip_rates=(0.0, 0.4),
+        noise_kinds=("leak",),  # the paper's own notion of noise
+        noisy_methods=("dpo_all", "oracle", "napo_paper"),
         training=DESK_TRAINING,
         evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
     ),
