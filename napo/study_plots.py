@@ -72,6 +72,8 @@ def noise_curves(curves, measure, control="dpo_all", columns=3):
     for ax, method in zip(axes.flat, methods, strict=False):
         for noise_kind, (colour, dash, marker) in NOISE_STYLE.items():
             of_kind = curves[curves["noise_kind"] == noise_kind]
+            if of_kind.empty:
+                continue
             beside = of_kind[of_kind["method"] == control]
             if method != control:
                 ax.plot(100 * beside["flip_rate"], beside["value"], color="#666666", ls=dash, lw=1)

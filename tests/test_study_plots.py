@@ -125,6 +125,12 @@ def test_noise_curves_draw_both_kinds_and_the_control_in_every_panel():
     assert "seed 0 alone" in FIGURES["noise_curves"]().legends[0].get_title().get_text()
 
 
+def test_a_kind_of_noise_that_was_not_put_in_is_not_in_the_legend():
+    frame = curves_frame()
+    (legend,) = study_plots.noise_curves(frame[frame["noise_kind"] == "leak"], "acc").legends
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == ["leak"]
+
+
 def test_shares_stay_in_their_range_however_wide_the_bands():
     wide = curves_frame().assign(lo=-3.0, hi=4.0)
     lo, hi = study_plots.noise_curves(wide, "acc").axes[0].get_ylim()
