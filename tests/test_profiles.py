@@ -29,7 +29,9 @@ def test_the_study_is_the_declared_list():
 
 
 def test_cells_of_a_profile_with_one_rate_are_as_they_were():
-    profile = replace(profiles.get("smoke"), methods=("base", "dpo_all"), bases=(0, 1), seeds=(2, 3), flip_rates=(0.25,))
+    profile = replace(
+        profiles.get("smoke"), methods=("base", "dpo_all"), bases=(0, 1), seeds=(2, 3), flip_rates=(0.25,)
+    )
     trained = [Cell("dpo_all", base, seed, 0.25) for base in (0, 1) for seed in (2, 3)]
     assert profile.cells() == [Cell("base", 0, 2), Cell("base", 1, 2), *trained]
 
