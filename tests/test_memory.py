@@ -124,9 +124,10 @@ def fresh_pages(n_bytes):
 
 
 def test_the_peak_is_counted_from_where_it_was_asked():
+    """Or, where the kernel does not let the high-water mark start again, is that of the whole process."""
     fresh_pages(2**27)  # 128 MiB, gone again
     before = memory.held("cpu")
-    if memory.resident("VmHWM") > before + 2**25:
-        pytest.skip("this kernel does not let the high-water mark start again")
+    starts_again = memory.resident("VmHWM") < before + 2**26
     fresh_pages(2**26)  # 64 MiB
-    assert 60 * 2**20 < memory.peak("cpu") - before < 80 * 2**20
+    grown = memory.peak("cpu") - before
+    assert 60 * 2**20 < grown < 80 * 2**20 if starts_again else grown > 2**26
