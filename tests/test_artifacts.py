@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import napo
-from napo import artifacts, progress, sources
+from napo import artifacts, files, progress, sources
 from napo.artifacts import BadInput, MissingArtifact
 
 
@@ -388,6 +388,15 @@ class TestProgress:
         expected = ["train 2/6 · 0:03 · about 0:06 left", "train 4/6 · 0:06 · about 0:03 left", "train 6/6 · 0:09"]
         assert capsys.readouterr().out.splitlines() == expected
 
+    def test_what_was_done_earlier_does_not_count_as_pace(self, capsys, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        steps = progress.progress(500, "trainings")
+        for seconds in [0.0] * 400 + [8.0] * 50:  # 400 were there; 50 more remain, 8 s each
+            now[0] += seconds
+            steps.step()
+        assert capsys.readouterr().out.splitlines()[-1] == "trainings 450/500 · 6:40 · about 6:40 left"
+
     def test_by_hand_and_without_length(self, capsys, monkeypatch):
         monkeypatch.setattr(progress, "PAUSE", 0)
         steps = artifacts.progress(4, "rows")
@@ -414,7 +423,7 @@ def test_full_disk_for_real(tmp_path, write, monkeypatch):
     }
     if write == "torch":
         usage = type("usage", (), {"free": 0})
-        monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda folder: usage)
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
     with (
         pytest.raises(BadInput, match="disk full while writing .*x.bin"),
         artifacts.atomic(tmp_path / "x.bin") as temporary,
