@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, StepPatch
 from PIL import Image
 
-from napo.plots import BLUE, DASHES, FAINT, GREY, INK, ORANGE, RED, new_figure, styled
+from napo.plot_style import BLUE, DASHES, FAINT, GREY, INK, ORANGE, RED, new_figure, styled
 
 SIZE, SCREEN_DPI = (9.4, 5.6), 100  # inches, dots per inch
 LOSS_STYLE = {"BCE": (RED, DASHES[1], 1.7), "MAE": (BLUE, DASHES[3], 1.7), "q": (INK, "-", 2.4)}

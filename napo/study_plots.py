@@ -1,4 +1,5 @@
-"""The study's figures: a frame of `study.py` in, a matplotlib Figure out; nothing is computed here. Style: `plots.py`.
+"""The study's figures: a frame of `study.py` in, a matplotlib Figure out; nothing is computed here.
+Style: `plot_style.py`.
 
 What a profile did not run is named in the figure instead of drawn.
 """
@@ -8,7 +9,7 @@ import textwrap
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from napo.plots import (
+from napo.plot_style import (
     BLUE,
     DASHES,
     FAINT,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napo import panels, plots, views
+from napo import panels, plot_style, views
 
 SETTING = {"q": 0.5, "beta": 0.1, "alpha": 0.5, "flip_rate": 0.2}
 REAL = views.Rows(np.array([-1.0, 2.0, 3.0]), np.array([-0.1, 0.2, 0.3]), None, "vision-biased", "mean", "nats/token")
@@ -61,9 +61,9 @@ def test_curves_and_dots_are_the_numbers_given():
 
 
 def test_the_picture_to_save_is_not_cut_at_its_edges():
-    image = pixels(plots.png(panels.explorer(views.look(**SETTING))))
+    image = pixels(plot_style.png(panels.explorer(views.look(**SETTING))))
     edge = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel(), image[:, -2:].ravel()])
-    assert (edge == 255).all() and image.shape[1] == panels.SIZE[0] * plots.DPI
+    assert (edge == 255).all() and image.shape[1] == panels.SIZE[0] * plot_style.DPI
 
 
 @pytest.mark.parametrize(

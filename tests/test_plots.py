@@ -11,7 +11,7 @@ from drawn import check_picture
 from matplotlib.text import Text
 from PIL import Image
 
-from napo import plots
+from napo import plot_style, plots
 
 P = np.linspace(0.01, 0.99, 50)
 KINDS = ("language_biased", "vision_biased")
@@ -160,9 +160,9 @@ def test_pictures_shows_at_most_nine_and_marks_what_it_cuts():
 
 
 def test_pictures_are_the_same_bytes_whatever_the_session_has_set(tmp_path):
-    first = plots.png(FIGURES["masks"]())
+    first = plot_style.png(FIGURES["masks"]())
     with matplotlib.rc_context({"font.size": 30, "axes.grid": False}):
-        second = plots.png(FIGURES["masks"]())
+        second = plot_style.png(FIGURES["masks"]())
     assert first == second == FIGURES["masks"]()._repr_png_()
     assert plots.save(FIGURES["masks"](), tmp_path / "new" / "masks.png") is not None
     assert (tmp_path / "new" / "masks.png").read_bytes() == first
@@ -173,5 +173,5 @@ def test_plots_need_neither_pyplot_nor_torch_nor_the_rest_of_napo():
     code = "import sys, napo.plots, napo.stats; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
-    assert {m for m in modules if m.startswith("napo.")} == {"napo.plots", "napo.stats"}
+    assert {m for m in modules if m.startswith("napo.")} == {"napo.plot_style", "napo.plots", "napo.stats"}
     assert not modules & {"matplotlib.pyplot", "torch"}
