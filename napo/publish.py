@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from napo import artifacts, offer, run
+from napo import artifacts, offer
 from napo.artifacts import BadInput, shown
 from napo.circumstances import circumstances
 from napo.report import (
@@ -27,6 +27,7 @@ from napo.report import (
     method_table,
     over_what,
 )
+from napo.session import Session, is_current, last_record, notebook_key
 
 BEGIN, END = "<!-- published:begin -->", "<!-- published:end -->"
 README_GROUPS = ("Questions", "Captions", "VLind-style statements")
@@ -44,7 +45,7 @@ README_FIGURES = {  # file in figures/study -> what it shows; the others are lin
 
 
 def publish(session, allow_dirty=False):
-    """Copy a finished run to figures/study/ and rewrite README's block. session: run.Session. Returns the folder.
+    """Copy a finished run to figures/study/ and rewrite README's block. session: Session. Returns the folder.
 
     Raises BadInput for an incomplete or outdated run, and for a tree with uncommitted changes unless `allow_dirty`.
     """
@@ -70,9 +71,9 @@ def publish(session, allow_dirty=False):
 def _finished(session, notebook):
     """The runner's record of one notebook, which must be up to date with the code as it is."""
     again = f"make reproduce PROFILE={session.profile}"
+    record = last_record(session, notebook)
     try:
-        record = json.loads(session.executed(notebook, ".json").read_text(encoding="utf-8"))
-        current = run.is_current(session, notebook, run.notebook_key(session, notebook, record["parameters"]))
+        current = is_current(session, notebook, notebook_key(session, notebook, record["parameters"]))
     except (OSError, ValueError, KeyError):
         raise BadInput(f"{notebook.name} of profile {session.profile} has not been run to its end: {again}") from None
     if not current or session.executed(notebook, ".partial.ipynb").exists():
@@ -166,7 +167,7 @@ def main(arguments=None, session=None):
 
     try:
         profiles.get(asked.profile)
-        study = publish(session or run.Session(asked.profile, asked.runs_dir), asked.allow_dirty)
+        study = publish(session or Session(asked.profile, asked.runs_dir), asked.allow_dirty)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napo import artifacts, circumstances, claims, detectors, profiles, publish, report, run, stats
+from napo import artifacts, circumstances, claims, detectors, profiles, publish, report, stats
 from napo.notebooks import Notebook
+from napo.session import Session, notebook_key
 
 CAPTIONS = {"CHAIRs": 0.2, "hallucinated": 1.0, "mentioned": 4.0, "covered": 1.0, "present": 2.0, "tokens": 7.0}
 SHARES = {
@@ -264,7 +265,7 @@ def session(request, tmp_path, written, monkeypatch):
     git(root, "add", ".")
     git(root, "commit", "-qm", "start")
     table = (Notebook("05_ablations", writes=("claims.json", "report.md", "tables/*.csv")),)
-    made = run.Session(profile, root=root, package=root / "napo", notebooks=table)
+    made = Session(profile, root=root, package=root / "napo", notebooks=table)
     shutil.copytree(written, made.folder)
     made.figures.mkdir(parents=True)
     for name in ("comparison", "loss_family", "left_by_older_code"):
@@ -276,7 +277,7 @@ def session(request, tmp_path, written, monkeypatch):
         for n in ("comparison", "loss_family")
     }
     record = {
-        "key": run.notebook_key(made, table[0], {}),
+        "key": notebook_key(made, table[0], {}),
         "notebook": artifacts.content_hash(executed),
         "parameters": {},
         "writes": made.matches(table[0].writes),

@@ -14,6 +14,7 @@ import pytest
 from napo import notebooks, run, sources
 from napo.artifacts import BadInput, MissingArtifact
 from napo.notebooks import Notebook
+from napo.session import Session, is_current, notebook_key
 
 PARAMETERS = 'profile = "desk"\nruns_dir = "runs"\nrows = 1\nrate = 0.5\nmodel = ""'
 PLACE = "from pathlib import Path\nfolder = Path(runs_dir) / profile\n"
@@ -108,11 +109,11 @@ class Project:
     def stale(self, *given):
         """Numbers of the notebooks that would run now, as far as can be foreseen."""
         sources.forget()
-        session = run.Session("desk", root=self.root, package=self.root / "demo", notebooks=TABLE)
+        session = Session("desk", root=self.root, package=self.root / "demo", notebooks=TABLE)
         declared = {notebook.name: notebooks.declared_parameters(session.source(notebook)) for notebook in TABLE}
         chosen = notebooks.chosen_parameters(declared, {"profile": "desk", "runs_dir": "runs"}, given)
-        keys = [run.notebook_key(session, notebook, chosen[notebook.name]) for notebook in TABLE]
-        return [n.number for n, key in zip(TABLE, keys, strict=True) if not run.is_current(session, n, key)]
+        keys = [notebook_key(session, notebook, chosen[notebook.name]) for notebook in TABLE]
+        return [n.number for n, key in zip(TABLE, keys, strict=True) if not is_current(session, n, key)]
 
     def hold(self, number):
         """Make a notebook wait, and say who it is, until the file `go` exists."""
@@ -568,21 +569,21 @@ def test_module_edited_during_a_notebook_runs_it_again(project):
 
 
 def test_key_does_not_depend_on_where_runs_lie(project):
-    session = run.Session("desk", "runs", root=project.root, package=project.root / "demo", notebooks=TABLE)
-    keys = {run.notebook_key(session, TABLE[0], {"rows": 1, "runs_dir": place}) for place in ("runs", "/elsewhere")}
+    session = Session("desk", "runs", root=project.root, package=project.root / "demo", notebooks=TABLE)
+    keys = {notebook_key(session, TABLE[0], {"rows": 1, "runs_dir": place}) for place in ("runs", "/elsewhere")}
     assert len(keys) == 1
     sources.forget()
 
 
 def test_missing_artefact_is_raised_before_the_kernel_starts(project):
-    session = run.Session("desk", root=project.root, package=project.root / "demo", notebooks=TABLE)
+    session = Session("desk", root=project.root, package=project.root / "demo", notebooks=TABLE)
     with pytest.raises(MissingArtifact, match="run notebook 02 first"):
         run.run_notebook(session, TABLE[2], {}, "key")
     assert "hold" not in os.listdir(project.root) and not (project.root / "runs").exists()
 
 
 def test_without_papermill_the_extra_that_brings_it_is_named(project, monkeypatch):
-    session = run.Session("desk", root=project.root, package=project.root / "demo", notebooks=TABLE)
+    session = Session("desk", root=project.root, package=project.root / "demo", notebooks=TABLE)
     monkeypatch.setitem(sys.modules, "papermill", None)  # as if it were not installed
     with pytest.raises(BadInput, match=r"^papermill is missing: pip install 'napo\[notebooks\]'$"):
         run.run_notebook(session, TABLE[0], {}, "key")
