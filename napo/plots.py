@@ -196,8 +196,9 @@ def _dots(ax, rows, methods, measure, reference):
         if method not in rows.index:
             continue
         row = rows.loc[method]
-        colour = INK if method == reference else RED if method.startswith("napo") else BLUE
-        marker = "D" if method.startswith("napo") else "o"
+        napo = str(row.get("method_label", method)).lower().startswith("napo")
+        colour = INK if method == reference else RED if napo else BLUE
+        marker = "D" if napo else "o"
         if np.isfinite(row["lo"]):
             ax.plot([row["lo"], row["hi"]], [height, height], color=colour, lw=2, solid_capstyle="butt", alpha=0.7)
         ax.plot(row["value"], height, marker, color=colour, ms=6)

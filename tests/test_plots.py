@@ -137,6 +137,12 @@ def test_comparison_draws_intervals_only_where_there_are_any():
     assert axes[0].yaxis_inverted() and [t.get_text() for t in axes[0].get_yticklabels()][0] == "basebasebase"
 
 
+def test_comparison_marks_every_napo_method_whatever_its_row_is_called():
+    frame = estimates_frame().query("measure == 'acc'").assign(method=["base", "dpo_all", "lb_napo"])
+    axes = plots.comparison(frame.assign(method_label=["base", "DPO", "NaPO, no vision"])).axes
+    assert [line.get_marker() for line in axes[0].lines if line.get_marker() != "None"] == ["o", "o", "D"]
+
+
 def test_comparison_says_what_its_intervals_are_over():
     frame = estimates_frame()
     assert plots.comparison(frame).get_suptitle() == "Means with 95 % intervals over seeds"
