@@ -193,6 +193,7 @@ NOISY_METHODS = (
     "napo_q0.5",
     "napo_q1",
     "napo_calibrated",
+    "napo_row_weight",
 )
 DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal", "vlind", "amber", "pope", "heldout_pairs")
 
