@@ -1,12 +1,12 @@
-"""What a training step and the biased answers cost, by this kit and by others: `make bench`, or `--help`.
+"""Cost of a training step and of the biased answers, in this kit and in others: `make bench`, or `--help`.
 
 A case is a geometry (G1 and G2 for two cores, 7B for a GPU) and either the number of tokens in each answer of a step
-(`G1-100`; `ragged`: four lengths) or what is generated (`G1-text`, `G1-image`). `steps.py` and `generating.py` say who
-takes part. All in one process, interleaved; ratios are taken within one repeat, so that a busy machine slows both
-alike. Peak memory of a step, with gradient checkpointing, each in a fresh process.
+(`G1-100`; `ragged`: four lengths) or the sort of prompts that are answered (`G1-text`, `G1-image`). `steps.py` and
+`generating.py` list the participants. They take turns in one process, and ratios are taken within one repeat, so that a
+busy machine slows all alike. The peak memory of each step, with gradient checkpointing, is measured in a fresh process.
 
-Results in benchmarks/results/engine-<device>.json, after each repeat: a run that was interrupted goes on where it was,
-and a case measured by this code on this machine is not measured again without --again.
+Results go to benchmarks/results/engine-<device>.json after each repeat. An interrupted run resumes; a case measured by
+this code on this machine is measured again only with --again.
 """
 
 import argparse
@@ -30,7 +30,8 @@ import geometry as geometries  # noqa: E402
 import measuring  # noqa: E402
 import steps  # noqa: E402
 
-from napo import artifacts, circumstances  # noqa: E402
+from napo.workshop import artifacts, environment  # noqa: E402
+from napo.workshop.files import read_json, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTHS = {"20": 20, "100": 100, "200": 200, "ragged": steps.RAGGED}
@@ -67,7 +68,7 @@ def participants(case, asked):
 
 
 def contestants(case, asked, names, **more):
-    """dict name -> callable; what it returns is of no interest for a step, and the answers for generation."""
+    """dict name -> callable, which returns the answers for generation, and nothing of interest for a step."""
     size, what = parts(case)
     if is_generation(case):
         return generating.contestants(size, what, asked.new_tokens, asked.device, names)
@@ -75,7 +76,7 @@ def contestants(case, asked, names, **more):
 
 
 def settings(case, asked):
-    """What a case's figures depend on besides code."""
+    """Everything besides code that a case's figures depend on."""
     size, what = parts(case)
     if is_generation(case):
         return {"geometry": size, "prompts": generating.PROMPTS[what], "new_tokens": asked.new_tokens}
@@ -84,21 +85,20 @@ def settings(case, asked):
 
 
 def read(output, device):
-    return artifacts.read_json(output) if output.is_file() else {"device": device, "cases": {}}
+    return read_json(output) if output.is_file() else {"device": device, "cases": {}}
 
 
 def known_record(case, asked, output):
-    """The case's record: what has been measured of it by this code on this machine, or a new one."""
+    """The record of a case so far, by this code on this machine, or a new one."""
     chosen = settings(case, asked)
     machine = {
-        "processor": circumstances.device(),
+        "processor": environment.device(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "device": asked.device,
     }
-    now = circumstances.circumstances(ROOT)
-    modules = ("generation", "perturb") if is_generation(case) else ("logps", "models")
-    key = artifacts.key(settings=[chosen, machine, now["versions"]], modules=modules, inputs=OWN_FILES)
+    now = environment.snapshot(ROOT)
+    key = artifacts.key(settings=[chosen, machine, now["versions"]], stage="pairs", inputs=OWN_FILES)  # with the engine
     found = read(output, asked.device)["cases"].get(case, {})
     if found.get("key") == key and not asked.again:
         return found
@@ -106,17 +106,17 @@ def known_record(case, asked, output):
 
 
 def store(case, record, asked, output):
-    """Put a case's record into the result file, where others stay as they are."""
+    """Put a case's record into the result file; the other records stay as they are."""
     report = read(output, asked.device)
     report.pop("status", None)
     order = CASES[asked.device]
     cases = report["cases"] | {case: record}
     report["cases"] = dict(sorted(cases.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99))
-    artifacts.write_json(report, output)
+    write_json(report, output)
 
 
 def run_case(case, asked, output):
-    """Time what is missing of a case, then its peaks. Returns its record."""
+    """Time the missing repeats of a case, then measure its peaks. Returns its record."""
     record, names = known_record(case, asked, output), participants(case, asked)
     seconds = record["seconds"]
     missing = asked.repeats - min((len(seconds.get(name, ())) for name in names), default=0)
@@ -144,7 +144,7 @@ def run_case(case, asked, output):
 
 
 def peak_in_a_fresh_process(case, name, asked):
-    """`measuring.peak_memory` where nothing has run before. Returns its dict, or what went wrong."""
+    """`measuring.peak_memory` in a process where nothing has run before. Returns its dict, or {"failed": reason}."""
     command = [sys.executable, __file__, "--case", case, "--device", asked.device, "--memory-of", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -201,7 +201,7 @@ def main():
         show(case, run_case(case, asked, asked.results / f"engine-{asked.device}.json"))
     on_gpu = asked.results / "engine-cuda.json"
     if not on_gpu.exists():
-        artifacts.write_json({"device": "cuda", "status": NOT_RUN, "cases": {}}, on_gpu)
+        write_json({"device": "cuda", "status": NOT_RUN, "cases": {}}, on_gpu)
     print(f"written: {asked.results / f'engine-{asked.device}.json'}")
 
 

@@ -22,7 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "browser")]
 
 import browsing  # noqa: E402
 
-from napo import artifacts, circumstances, explore, panels, toy, views  # noqa: E402
+from napo.explorer import panels, toy, views, widgets  # noqa: E402
+from napo.workshop import environment  # noqa: E402
+from napo.workshop.files import write_json  # noqa: E402
 
 TARGET = 0.25  # seconds
 STOPWATCH = """() => {
@@ -43,10 +45,10 @@ def main():
     asked = parser.parse_args()
     report = {
         "target_seconds": TARGET,
-        "machine": {"processor": circumstances.device(), "platform": platform.platform()},
+        "machine": {"processor": environment.device(), "platform": platform.platform()},
         "load_before": os.getloadavg()[0],
         "niceness": os.nice(0),
-        **circumstances.circumstances(ROOT),
+        **environment.snapshot(ROOT),
         "browser": {},
     }
     try:
@@ -59,7 +61,7 @@ def main():
     report |= {"kernel": kernel(asked.presses), "toy": trainings(asked.presses)}
     report["load_after"] = os.getloadavg()[0]
     show(report)
-    artifacts.write_json(report, asked.output)
+    write_json(report, asked.output)
     print(f"written: {asked.output}")
 
 
@@ -74,7 +76,7 @@ def measured(running, served, name, presses):
         on_page = browsing.OnPage(page)
         page.wait_for_timeout(3000)  # the rest of the notebook, preheating of kernels
         page.evaluate(STOPWATCH)
-        return {knob: summary(press(page, on_page, knob, presses)) for knob in explore.LABELS}
+        return {knob: summary(press(page, on_page, knob, presses)) for knob in widgets.LABELS}
 
 
 def press(page, on_page, knob, presses):
@@ -90,11 +92,11 @@ def press(page, on_page, knob, presses):
 def kernel(presses):
     """Knob -> summaries of computing and drawing, without a browser."""
     board, found = panels.Board(), {}
-    board.png(views.look(**explore.START))
-    for knob in explore.LABELS:
+    board.png(views.look(**widgets.START))
+    for knob in widgets.LABELS:
         parts = {"compute": [], "draw": []}
         for i in range(presses):
-            setting = explore.START | {knob: explore.START[knob] + 0.005 + 0.01 * i}  # never seen before
+            setting = widgets.START | {knob: widgets.START[knob] + 0.005 + 0.01 * i}  # never seen before
             view = timed(parts["compute"], lambda setting=setting: views.look(**setting))
             timed(parts["draw"], lambda view=view: board.png(view))
         found[knob] = {part: both(times) for part, times in parts.items()}

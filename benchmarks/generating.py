@@ -1,7 +1,7 @@
 """The ways to generate biased answers that `engine.py` times: batched or one prompt at a time, greedy or three beams.
 
-text   the image masked: prompts without one, 16 of them;  image  the question masked: the image and nothing else, 8
-A random model ends nowhere, so all write the same number of tokens.
+text   16 prompts with the image masked;  image  8 prompts with the question masked: the image alone
+A random model never ends an answer, so all answers have the same number of tokens.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ import geometry as geometries
 import numpy as np
 from PIL import Image
 
-from napo import generation, perturb
+from napo.engine import generation
+from napo.pairs import perturb
 
 PROMPTS = {"text": 16, "image": 8}
 KINDS = {"text": "language_biased", "image": "vision_biased"}

@@ -17,8 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer  # noqa: E402
 
-from napo import models  # noqa: E402
-from napo.profiles import KINDS, Lora  # noqa: E402
+from napo.engine import models  # noqa: E402
+from napo.methods import KINDS  # noqa: E402
+from napo.profiles import Lora  # noqa: E402
 
 QUESTION = "What is shown in this picture, and where?"
 

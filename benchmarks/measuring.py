@@ -1,4 +1,4 @@
-"""Time and memory of things that are called side by side: seconds interleaved, peaks in a fresh process."""
+"""Time and memory of callables that are compared: their seconds interleaved, their peaks in a fresh process."""
 
 import ctypes
 import gc
@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from napo import memory
+from napo.engine import memory
 
 
 def synchronise(device):
@@ -17,10 +17,10 @@ def synchronise(device):
 
 
 def interleaved(contestants, repeats, device, seconds, done):
-    """Calls each of `contestants` (dict name -> callable) in turn, `repeats` times over, after one warm-up each.
+    """Calls each of `contestants` (dict name -> callable) in turn, `repeats` times, after one warm-up each.
 
-    seconds  dict name -> list of (wall, CPU) seconds, the latter of all threads; grows here
-    done     is called after each repeat with the load average before it
+    seconds  dict name -> list of (wall, CPU) seconds, CPU of all threads; new pairs are appended
+    done     called after each repeat with the load average before it
     """
     for call in contestants.values():
         call()
@@ -37,7 +37,7 @@ def interleaved(contestants, repeats, device, seconds, done):
 
 
 def summary(seconds, ours):
-    """Medians with spread of times and of their ratios to `ours`, repeat by repeat: a busy machine slows both alike."""
+    """Medians and ranges of times and of their ratios to `ours`, taken within each repeat."""
     out = {}
     for name, pairs in seconds.items():
         walls, cpus = zip(*pairs, strict=True)
@@ -55,7 +55,7 @@ def spread(values):
 
 
 def peak_memory(step, device):
-    """MiB that a step holds above what is held before it (weights, adapter); of the second step."""
+    """MiB that the second step holds at its peak above what is held before it (weights, adapter)."""
     if device == "cpu":  # every tensor to its own pages, so that resident memory follows what is held
         ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)
     step()

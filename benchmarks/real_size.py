@@ -2,9 +2,9 @@
 
 The model has LLaVA-1.5-7B's geometry and no meaning: speed and memory do not depend on what its weights are, so
 nothing is downloaded. It is written to a folder as a hub snapshot is, then loaded in 4 bits, asked for biased answers,
-measured, trained with LoRA and evaluated on 64 rows by the profile's own settings; beside each stage's peak memory and
-the time of a micro-batch stands what napo/memory.py and napo/budget.py had predicted, and the engine benchmark's step
-(`steps.packed_step`) for the same rows, by CPU seconds where there is no GPU. Without a GPU, `--geometry tiny`
+measured, trained with LoRA and evaluated on 64 rows by the profile's own settings. Beside each stage's peak memory
+stands the prediction of napo/engine/memory.py; beside the time of a micro-batch, the engine benchmark's step
+(`steps.packed_step`) for the same rows, in CPU seconds where there is no GPU. Without a GPU, `--geometry tiny`
 (the default there) goes the same way, and the record says "not run on CUDA": a CPU's memory is not compared. Results in
 benchmarks/results/real_size.json.
 """
@@ -31,22 +31,18 @@ import geometry as geometries  # noqa: E402
 import measuring  # noqa: E402
 import steps  # noqa: E402
 
-from napo import (  # noqa: E402
-    artifacts,
-    budget,
-    circumstances,
-    data,
-    evaluate,
-    logps,
-    margins,
-    memory,
-    models,
-    perturb,
-    preflight,
-    profiles,
-    train,
-)
-from napo.profiles import KINDS, Cell  # noqa: E402
+from napo import profiles  # noqa: E402
+from napo.comparison import cells  # noqa: E402
+from napo.engine import memory, models, packing, preferences, processors  # noqa: E402
+from napo.evaluation import evaluate  # noqa: E402
+from napo.methods import KINDS  # noqa: E402
+from napo.noise import probe, reference_logps  # noqa: E402
+from napo.pairs import perturb  # noqa: E402
+from napo.preflight import budget, checks  # noqa: E402
+from napo.profiles import Cell  # noqa: E402
+from napo.training import trainer  # noqa: E402
+from napo.workshop import artifacts, environment  # noqa: E402
+from napo.workshop.files import write_json  # noqa: E402
 
 TARGETS = {"paper": 20.0, "paper_small": 11.0}  # GiB at the peak, asked for in the project's plan
 WITHIN = 0.10  # of the planner's prediction, likewise
@@ -60,7 +56,7 @@ def write_inputs(folder, geometry, n_rows):
     only_characters(model, processor)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    data.write((_row(i, geometries.row(ANSWER)) for i in range(n_rows)), folder / "rows.parquet")
+    preferences.write((_row(i, geometries.row(ANSWER)) for i in range(n_rows)), folder / "rows.parquet")
 
 
 def only_characters(model, processor):
@@ -102,7 +98,7 @@ class Stopwatch:
     """Seconds (wall, CPU) of every micro-batch of a training, forward and backward."""
 
     def __init__(self, device):
-        self.seconds, self.device, self.real = [], device, train.PreferenceTrainer.training_step
+        self.seconds, self.device, self.real = [], device, trainer.PreferenceTrainer.training_step
 
     def __enter__(self):
         def timed(*arguments, **settings):
@@ -110,11 +106,11 @@ class Stopwatch:
             self.seconds.append(seconds)
             return loss
 
-        train.PreferenceTrainer.training_step = timed
+        trainer.PreferenceTrainer.training_step = timed
         return self
 
     def __exit__(self, *_):
-        train.PreferenceTrainer.training_step = self.real
+        trainer.PreferenceTrainer.training_step = self.real
 
 
 def stage(make, device):
@@ -151,21 +147,17 @@ def per_row(seconds):
 
 
 def predicted(profile, rows):
-    """What is predicted for these rows: bytes of generating and of training, seconds of a training step."""
+    """Bytes predicted for generating and for training on these rows."""
     skeleton = models.skeleton(profile.model)
-    processor = models.processors.load(profile.model)
-    prompt = len(train.packing.encode(rows[0], processor, ("chosen",))["prompt_ids"])
+    processor = processors.load(profile.model)
+    prompt = len(packing.encode(rows[0], processor, ("chosen",))["prompt_ids"])
     sequences = profile.perturbation.batch_size * profile.perturbation.num_beams
     generation = memory.predict_generation(
         skeleton, profile.quantisation, sequences, prompt, profile.perturbation.max_new_tokens
     )
-    speed = budget.measure_speed(profile.device, profile.quantisation.compute_dtype)
-    one = replace(profile, training=replace(profile.training, epochs=1))
     return {
         "generate": generation,
         "train": memory.plan(profile, 0, rows, KINDS),
-        "micro_batch_seconds": profile.training.batch_size * budget.seconds_of_training(one, skeleton, speed, 1),
-        "speed": {"tflops": round(speed.flops / 1e12, 3), "gb_per_s": round(speed.bandwidth / 1e9, 2)},
     }
 
 
@@ -175,21 +167,21 @@ def measure(name, geometry_name, n_rows, device, new_tokens):
     with tempfile.TemporaryDirectory() as scratch:
         folder, runs = Path(scratch), Path(scratch) / "runs"
         write_inputs(folder, geometry, n_rows)
-        profile = preflight.prepared(profile_for(name, folder, n_rows, device, new_tokens), runs)
+        profile = checks.prepared(profile_for(name, folder, n_rows, device, new_tokens), runs)
         stages = {"01 biased answers": stage(lambda: perturb.pairs(profile, 0, runs), device)}
-        pairs = data.read(artifacts.run_folder(profile.name, "base-0", "pairs.parquet", runs_dir=runs))
-        expected = predicted(profile, data.part(pairs, "train"))
-        stages["02 reference log-probs"] = stage(lambda: logps.reference(profile, 0, runs), device)
-        stages["02 noise"] = stage(lambda: margins.noise_table(profile, 0, runs), device)
+        pairs = preferences.read(artifacts.run_folder(profile.name, "base-0", "pairs.parquet", runs_dir=runs))
+        expected = predicted(profile, preferences.part(pairs, "train"))
+        stages["02 reference log-probs"] = stage(lambda: reference_logps.build(profile, 0, runs), device)
+        stages["02 noise"] = stage(lambda: probe.noise_table(profile, 0, runs), device)
         with Stopwatch(device) as watch:
-            stages["03 training"] = stage(lambda: train.train_cell(CELL, profile, runs), device)
+            stages["03 training"] = stage(lambda: cells.train_cell(CELL, profile, runs), device)
         for cell in (Cell("base"), CELL):
             stages[f"04 evaluation, {cell.method}"] = stage(
                 lambda c=cell: evaluate.evaluate_cell(c, profile, runs), device
             )
-        cell_folder = train.cell_folder(profile, CELL, runs)
-        logged = [json.loads(line) for line in (cell_folder / "steps.jsonl").read_text().splitlines()]
-        engine = per_row(engine_seconds(profile, data.part(pairs, "train")))
+        steps_file = cells.cell_folder(profile, CELL, runs) / "steps.jsonl"
+        logged = [json.loads(line) for line in steps_file.read_text().splitlines()]
+        engine = per_row(engine_seconds(profile, preferences.part(pairs, "train")))
     trained = per_row(watch.seconds)
     clock = "wall" if device == "cuda" else "cpu"
     report = {
@@ -240,11 +232,11 @@ def main():
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "real_size.json")
     asked = parser.parse_args()
     report = {
-        "machine": {"processor": circumstances.device(), "platform": platform.platform()},
-        **circumstances.circumstances(ROOT),
+        "machine": {"processor": environment.device(), "platform": platform.platform()},
+        **environment.snapshot(ROOT),
         **measure(asked.profile, asked.geometry, asked.rows, here, asked.new_tokens),
     }
-    artifacts.write_json(report, asked.output)
+    write_json(report, asked.output)
     print(f"{report['cuda']}; a micro-batch takes {report['micro_batch_seconds']} s")
 
 

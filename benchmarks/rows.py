@@ -1,9 +1,9 @@
-"""Host memory that data of the paper's size take: `python benchmarks/rows.py`; results in benchmarks/results/rows.json.
+"""Host memory for data of the paper's size: `python benchmarks/rows.py`; results in benchmarks/results/rows.json.
 
-Writes a parquet file with RLAIF-V-Bias's columns and as many rows as RLAIF-V has (small images, made here), then takes
-it through the calls of notebook 01 and of a training in a process of its own: every row checked, pairs.parquet
-written, read back, rows drawn at random. Memory is counted above what that process holds after its imports: `rss` with
-the mapped pages of files, which the system takes back when it needs them, `anonymous` without.
+Writes a parquet file with RLAIF-V-Bias's columns and as many rows as RLAIF-V has (small images, made here). A process
+of its own then makes the calls of notebook 01 and of a training: check every row, write pairs.parquet, read it back,
+draw rows at random. Memory counts from the end of that process's imports: `rss` with the mapped pages of files, which
+the system takes back when it needs them, `anonymous` without.
 """
 
 import argparse
@@ -27,7 +27,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from napo import artifacts, circumstances, data, perturb, profiles  # noqa: E402
+from napo import profiles  # noqa: E402
+from napo.engine import preferences  # noqa: E402
+from napo.pairs import perturb  # noqa: E402
+from napo.workshop import environment  # noqa: E402
+from napo.workshop.files import write_json  # noqa: E402
 
 ROWS = 83_132  # of RLAIF-V (paper, section 3.1)
 TARGET = 2.0  # GiB added, asked for in the project's plan
@@ -45,7 +49,7 @@ def write_source(path, n_rows, side, seed=0):
         images.append(buffer.getvalue())
     schema = pa.schema(
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
-        + [(name, pa.string()) for name in (*data.TEXTS, "question_only", "image_only", "idx")]
+        + [(name, pa.string()) for name in (*preferences.TEXTS, "question_only", "image_only", "idx")]
     )
     with pq.ParquetWriter(str(path), schema, compression="none", use_dictionary=False) as writer:
         for start in range(0, n_rows, GROUP):
@@ -107,7 +111,7 @@ def stages(source, n_rows, folder):
         made["path"] = perturb.pairs(profile, 0, runs_dir=folder / "runs")
 
     def train_rows():
-        made["rows"] = data.part(data.read(made["path"]), "train")
+        made["rows"] = preferences.part(preferences.read(made["path"]), "train")
 
     def draw():
         rng = np.random.default_rng(0)
@@ -127,9 +131,9 @@ def measure(n_rows, side):
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_source(folder / "rows.parquet", n_rows, side)
-        environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        variables = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, "--child", str(folder), "--rows", str(n_rows)]
-        ended = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        ended = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
         measured = json.loads(ended.stdout.splitlines()[-1])
         size = (folder / "rows.parquet").stat().st_size
     most = max(stage["rss"] for stage in measured["stages"].values())
@@ -150,11 +154,11 @@ def main():
         return
     report = {
         "target_gib": TARGET,
-        "machine": {"processor": circumstances.device(), "platform": platform.platform()},
-        **circumstances.circumstances(ROOT),
+        "machine": {"processor": environment.device(), "platform": platform.platform()},
+        **environment.snapshot(ROOT),
         **measure(asked.rows, asked.side),
     }
-    artifacts.write_json(report, asked.output)
+    write_json(report, asked.output)
     print(f"{report['rows']} rows, {report['file_gib']} GiB: {report['most_added_gib']} GiB of host memory added")
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from napo import artifacts, circumstances  # noqa: E402
-from napo.score import vlind  # noqa: E402
+from napo.official import vlind  # noqa: E402
+from napo.workshop import environment  # noqa: E402
+from napo.workshop.files import write_json  # noqa: E402
 
 TARGETS = {"amber_captions": 10, "objhal": 5, "vlind": 2}  # CPU seconds, asked for in the project's plan
 
@@ -43,7 +44,7 @@ def vlind_predictions(n=302, seed=0):
 
 
 def commands(shared, scratch):
-    """{name: arguments of python -m napo.score}."""
+    """{name: arguments of python -m napo score}."""
     oracle, data = shared / "benchmarks/oracle", shared / "benchmarks/data"
     predictions = scratch / "vlind.json"
     predictions.write_text(json.dumps(vlind_predictions()))
@@ -61,11 +62,11 @@ def commands(shared, scratch):
     }
 
 
-def cpu_seconds(arguments, environment):
+def cpu_seconds(arguments, variables):
     """User and system seconds of one run."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "napo.score", *map(str, arguments)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    command = [sys.executable, "-m", "napo", "score", *map(str, arguments)]
+    subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -78,18 +79,16 @@ def main():
     asked = parser.parse_args()
     if not (asked.shared / "benchmarks").is_dir():
         sys.exit(f"error: {asked.shared} holds no benchmarks/: name the folder with --shared")
-    environment = os.environ | {"NLTK_DATA": str((asked.shared / "nltk_data").resolve()), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"NLTK_DATA": str((asked.shared / "nltk_data").resolve()), "OMP_NUM_THREADS": "1"}
     measured = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, arguments in commands(asked.shared.resolve(), Path(scratch)).items():
-            seconds = [cpu_seconds(arguments, environment) for _ in range(asked.repeats)]
+            seconds = [cpu_seconds(arguments, variables) for _ in range(asked.repeats)]
             found = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
             measured[name] = {key: round(value, 3) for key, value in found.items()} | {"target": TARGETS.get(name)}
             print(f"{name:15} {found['median']:6.2f} CPU s (at most {TARGETS.get(name, '-')} asked)", flush=True)
-    about = circumstances.circumstances(ROOT)
-    artifacts.write_json(
-        {"cpu_seconds": measured, "repeats": asked.repeats, "load": os.getloadavg(), **about}, asked.output
-    )
+    about = environment.snapshot(ROOT)
+    write_json({"cpu_seconds": measured, "repeats": asked.repeats, "load": os.getloadavg(), **about}, asked.output)
 
 
 if __name__ == "__main__":

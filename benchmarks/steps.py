@@ -1,15 +1,14 @@
-"""The ways to do one training step that `engine.py` times: forward and backward of LoRA for one row with an image, a
-question and four answers.
+"""The training steps that `engine.py` times: forward and backward of LoRA for one row with an image and four answers.
 
 packed   one sequence with branches (this kit), log-probs at answer positions through the chunked head
 authors  four full sequences, full logits, log-softmax at every position (the authors' scheme); no reference pass
-trl      trl.DPOTrainer.training_step on the three pairs, with the reference pass that it makes for images, as it works
-         on a GPU: only answer positions go through the head
-trl_cpu  the same as it is on a machine without Triton, where TRL 1.16 scores every position
+trl      trl.DPOTrainer.training_step on the three pairs, with TRL's reference pass for images, as it works on a GPU:
+         only answer positions go through the head
+trl_cpu  the same on a machine without Triton, where TRL 1.16 scores every position
 limit    the bare forward and backward of the unique tokens: the same sequence as packed, plain causal attention, no
-         output head. Packed needs the head too, but looks at fewer keys (an answer passes over the others'), so with
-         long answers it may be the cheaper of the two
-limit_head  the same with logits and cross entropy at as many positions as there are answer tokens
+         output head. Packed needs the head too, but its answers skip one another's keys, so with long answers it may be
+         the cheaper of the two
+limit_head  limit, with logits and cross entropy at as many positions as there are answer tokens
 """
 
 import importlib.util
@@ -19,8 +18,9 @@ from copy import deepcopy
 import geometry as geometries
 import torch.nn.functional as F
 
-from napo import logps, packing
-from napo.profiles import KINDS, REJECTED_KINDS, Lora
+from napo.engine import logps, packing
+from napo.methods import KINDS, REJECTED_KINDS
+from napo.profiles import Lora
 
 RAGGED = (100, 20, 60, 200)
 TRL = ("trl", "trl_cpu")
@@ -32,8 +32,13 @@ def loss_of(values):
     return -F.logsigmoid(0.1 * (values[0] - values[1:])).mean()
 
 
+def packed_batch(policy, processor, row):
+    encoded = packing.encode(row, processor, KINDS)
+    return on(policy, packing.collate_packed([encoded], KINDS, processor.tokenizer.pad_token_id))
+
+
 def packed_step(policy, processor, row):
-    batch = on(policy, packing.collate([row], processor, KINDS))
+    batch = packed_batch(policy, processor, row)
     module = logps.ResponseLogps(policy)
     return lambda: loss_of(module(**batch)).backward()
 
@@ -52,7 +57,7 @@ def authors_step(policy, processor, row):
 
 
 def limit_step(policy, processor, row, head=False):
-    batch = on(policy, packing.collate([row], processor, KINDS))
+    batch = packed_batch(policy, processor, row)
     model, n_answers = policy.get_base_model(), int((batch["segments"] > 0).sum())
     inputs = {name: batch[name] for name in ("input_ids", "pixel_values")}
 

@@ -1,13 +1,13 @@
-"""What is compared: the loss terms of every method, and which rows they are trained on.
+"""The methods that are compared: their loss terms, the weights of these, and the pairs that count.
 
-Part of `profiles.py`, where everything else is chosen; sources are named as there.
+Sources: "paper" is printed there, "authors" is their code.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 KINDS = ("chosen", "rejected", "language_biased", "vision_biased")
 REJECTED_KINDS = KINDS[1:]
-CORRUPTED = "corrupted_image"  # no column: the chosen answer once more, beside a crop of its image (mDPO)
+CORRUPTED = "corrupted_image"  # no column of the data: the chosen answer again, beside a crop of its image (mDPO)
 
 # alpha of eq. 10 by the margin it multiplies (paper, section 4; its Table 4 gives none for exchanged margins).
 ALPHA = {"mean": 0.5, "sum": 0.01}
@@ -21,14 +21,19 @@ class Term:
     loss: str = "dpo"  # "dpo" | "napo" | "cdpo" | "robust_dpo" | "ipo" | "dr_dpo"
     margin: str = "sum"  # which margin q follows: "sum" | "mean"
     q: float | None = None  # fixed q; None = adaptive (eq. 10)
-    alpha: float | None = None  # of eq. 10; None = ALPHA of the margin
+    alpha: float | None = None  # of eq. 10; None = ALPHA of the margin (`scale`)
     epsilon: float = 0.1  # share of swapped labels that cDPO and robust DPO assume (robust DPO's own experiments)
     beta_prime: float = 1.0  # of Dr. DPO (its authors' default)
+
+    @property
+    def scale(self):
+        """alpha of eq. 10, its own or its margin's."""
+        return ALPHA[self.margin] if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained on: loss terms, how they are weighted, and which rows are used."""
+    """An objective: loss terms, their weights, and which pairs count."""
 
     label: str
     terms: tuple[Term, ...] = ()
@@ -38,11 +43,17 @@ class Method:
     anchor_weight: float = 0.0  # weight of mDPO's anchor
     drop_noise: bool = False  # oracle: a pair whose negative is known noise gets weight 0
     draw_term: bool = False  # one term, drawn for each step, stands for all (paper's Table 3)
-    estimate: str = ""  # what the noise estimate decides: "alpha" of each term | "q" per row | "weight" and q per row
+    estimate: str = ""  # the noise estimate sets: "alpha" of each term | "q" of each row | "weight" and q of each row
 
     @property
     def trained(self):
         return bool(self.terms) or self.sft_weight > 0
+
+    @property
+    def settings(self):
+        """Every number that a result of the method depends on, as plain data for an artefact's key."""
+        chosen = {name: value for name, value in asdict(self).items() if name != "label"}
+        return chosen | {"terms": [asdict(term) | {"alpha": term.scale} for term in self.terms]}
 
     @property
     def kinds(self):
@@ -91,8 +102,8 @@ METHODS = {
         "NaPO, no language-biased pairs, q by the mean", (ORIGINAL, replace(VISION, margin="mean")), gamma="dynamic"
     ),
     "random": Method("NaPO, one term per batch", NAPO_TERMS, draw_term=True),  # paper's Table 3
-    # Paper, appendix A. Neither it nor the authors' scripts (which take it on the command line) name the margin that q
-    # follows on the original pairs. Ours: the mean, as a length difference is no part of what is wrong with them.
+    # Paper, appendix A. Neither paper nor scripts name the margin that q follows on the original pairs. Length is not
+    # what is wrong with these answers, so we use the mean margin.
     "napo_on_clean": Method(
         "NaPO on the original pairs too",
         (Term("rejected", "napo", margin="mean"), LANGUAGE, VISION),
@@ -108,3 +119,9 @@ METHODS = {
     "napo_row_q": Method("NaPO, q per row by the noise estimate", NAPO_TERMS, estimate="q"),
     "napo_row_weight": Method("NaPO, q and weight per row by the noise estimate", NAPO_TERMS, estimate="weight"),
 }
+
+# What the paper's Tables 1 to 4 print of LLaVA-1.5-7B (`study/paper.py` has the numbers).
+TABLE_METHODS = (
+    *("base", "dpo_original", "mdpo", "napo_paper", "napo_equal", "dpo_all", "lb_napo", "lb_dpo", "vb_napo", "vb_dpo"),
+    *("random", "lb_napo_sum", "vb_napo_mean"),
+)

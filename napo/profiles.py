@@ -1,79 +1,101 @@
-"""The only place where numbers are chosen: `PROFILES`, one dial from a laptop to a GPU, and `METHODS`, what is
-compared (written down in `methods.py`).
+"""The one place where numbers are chosen: PROFILES, one dial from a laptop to a GPU. (METHODS stand in `methods.py`.)
 
-Sources are named beside each number: "paper" and "authors" (their code), "dev" = chosen on
-development bases and seeds of the desk world, "ours" = a choice of this kit because 4-bit LoRA on one device differs
-from their set-up.
+Each field says who chose the value of the profile `paper`: "paper" (printed there), "authors" (only in their code) or
+"ours" (neither says, or LoRA on a 4-bit base asks for another), and why. `docs/paper.md` prints them as a table.
 """
 
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from napo import paper
-from napo.artifacts import BadInput, repository_root
-from napo.methods import ALPHA, CORRUPTED, KINDS, METHODS, REJECTED_KINDS, Method, Term
+from napo.methods import METHODS, TABLE_METHODS
+from napo.workshop import environment
+from napo.workshop.files import BadInput, repository_root
 
-__all__ = ["ALPHA", "CORRUPTED", "KINDS", "METHODS", "REJECTED_KINDS", "Method", "Term"]
+
+def setting(default, about, source, why=""):
+    """A field with what it sets, who chose the paper profile's value ("paper", "authors", "ours"), and why."""
+    return field(default=default, metadata={"about": about, "source": source, "why": why})
+
+
+def group(kind):
+    """A field that holds settings of its own."""
+    return field(default_factory=kind)
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How the biased answers are made."""
+    """How the biased answers are made. image: "none" | "white" | "black" | "grey" | "noise"."""
 
-    image: str = "none"  # what stands for the masked image: "none" | "white" | "black" | "grey" | "noise"
-    num_beams: int = 1
-    max_new_tokens: int = 48
-    batch_size: int = 64
+    image: str = setting(
+        "none",
+        "masked image",
+        "authors",
+        "the first of their three (none, white, black); they do not say which they used",
+    )
+    num_beams: int = setting(1, "beams of biased answers", "authors", "3, temperature 0")
+    max_new_tokens: int = setting(48, "longest biased answer, tokens", "authors")
+    batch_size: int = setting(64, "prompts at once", "ours", "fits the card; authors: 1 (3 for image variants)")
 
 
 @dataclass(frozen=True)
 class Quantisation:
     """4-bit weights of the language model; vision tower, projector and output head stay as they are."""
 
-    four_bit: bool = True
-    double_quant: bool = True
-    compute_dtype: str = "float32"
-    dtype: str = "float32"  # of everything that is not quantised
+    four_bit: bool = setting(True, "language model in NF4", "ours", "one GPU; authors: bfloat16, all weights trained")
+    double_quant: bool = setting(True, "double quantisation", "ours", "0.37 bit a weight less")
+    compute_dtype: str = setting("float32", "compute type", "authors", "bf16")
+    dtype: str = setting(
+        "float32", "type of what is not in 4 bits", "authors", "bf16; log-probs and losses are float32"
+    )
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter (peft's LoraConfig). Dropout stays 0: with it the first margin would not be 0."""
+    """The adapter (peft's LoraConfig). Dropout stays 0: with dropout the first margin would not be 0."""
 
-    r: int = 8
-    alpha: int = 16
-    targets: str = r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj"  # two names of one thing
+    r: int = setting(8, "LoRA rank", "ours", "authors train every weight")
+    alpha: int = setting(16, "LoRA scale", "ours", "twice the rank")
+    targets: str = setting(  # families call the language model by one of two names
+        r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj",
+        "LoRA layers",
+        "ours",
+        "every linear layer of the language model, none of the vision tower",
+    )
 
 
 @dataclass(frozen=True)
 class Training:
     """Settings of one training, the same for every method."""
 
-    beta: float = 0.1
-    learning_rate: float = 1e-3
-    epochs: float = 4
-    batch_size: int = 32  # rows per forward pass; q and gamma are means over it (and over devices)
-    accumulation: int = 1
-    warmup_ratio: float = 0.1  # authors
-    schedule: str = "cosine"  # authors
-    weight_decay: float = 0.01  # authors
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    max_length: int = 2048  # tokens of prompt + response (authors)
-    packed: bool = True  # prompt and image once for all responses of a row; False: one sequence per response
-    save_steps: int = 50
-    max_grad_norm: float = 1.0
+    beta: float = setting(0.1, "β", "paper")
+    learning_rate: float = setting(1e-3, "learning rate", "ours", "LoRA; the paper's 5e-7 is for all weights")
+    epochs: float = setting(4, "epochs", "ours", "paper: 4")
+    batch_size: int = setting(
+        32, "rows of a micro-batch", "authors", "1 per device (paper: batch 4); q and γ are of it, over all devices"
+    )
+    accumulation: int = setting(1, "micro-batches of a step", "ours", "authors: 4 on 8 GPUs, so 32 rows a step as well")
+    warmup_ratio: float = setting(0.1, "warm-up, share of steps", "authors")
+    schedule: str = setting("cosine", "schedule", "authors")
+    weight_decay: float = setting(0.01, "weight decay", "authors", "AdamW")
+    optimizer: str = setting("adamw_torch", "optimizer", "authors")
+    gradient_checkpointing: bool = setting(False, "gradient checkpointing", "ours", "memory")
+    max_length: int = setting(2048, "longest prompt + answer, tokens", "authors", "image tokens are never cut")
+    packed: bool = setting(
+        True, "prompt and image once a row", "ours", "exact: the same gradients as one sequence per answer"
+    )
+    save_steps: int = setting(50, "steps between checkpoints", "ours", "what a kill loses at most")
+    max_grad_norm: float = setting(1.0, "gradient clipping", "ours", "Trainer's default; neither names one")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers to a benchmark are generated."""
+    """How answers to an official benchmark are generated. At temperature 0: the likeliest; else sampled by the seed."""
 
     num_beams: int = 1
-    temperature: float = 0.0  # 0: the likeliest answer; above: sampled, and repeatable on one machine only
+    temperature: float = 0.0
     max_new_tokens: int = 64
     batch_size: int = 8
-    seed: int = 0  # of the samples
+    seed: int = 0
 
 
 # Official benchmarks, by name. NaPO did not run POPE; there and for "beams" without sampling the choice is ours.
@@ -89,48 +111,77 @@ DECODINGS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What notebook 04 asks and how."""
+    """What notebook 04 asks, and how.
 
-    benchmarks: tuple[str, ...] = ("heldout_pairs",)
-    items: int = 300  # examples per benchmark
-    seed: int = 0  # of the desk world's test items
-    max_new_tokens: int = 48
-    num_beams: int = 1
-    batch_size: int = 64
-    decoding: str = ""  # a key of DECODINGS for official benchmarks; "" = as above, greedy or by beams
-    data: str = ""  # folder of the official benchmarks' data, one sub-folder each; "" for the desk world's own
-    similarity: str = "spacy"  # of AMBER's words (official): "spacy" | "exact" | "table:FILE"
+    seed  of the desk world's test items;  decoding  a key of DECODINGS for official benchmarks, "" for these settings
+    data  folder of the official benchmarks' files, "" for the desk world's own;  similarity  "spacy" | "exact" |
+    "table:FILE"
+    """
+
+    benchmarks: tuple[str, ...] = setting(
+        ("heldout_pairs",), "benchmarks", "ours", "BENCHMARKS=data adds those of the paper that lie there"
+    )
+    items: int = setting(300, "examples at most", "ours", "of the desk world's benchmarks; official ones in full")
+    seed: int = 0
+    max_new_tokens: int = setting(
+        48, "longest answer shown, tokens", "ours", "official benchmarks: the authors' lengths"
+    )
+    num_beams: int = setting(1, "beams of answers shown", "ours", "official benchmarks: the authors' 3")
+    batch_size: int = setting(64, "questions at once", "ours", "fits the card")
+    decoding: str = setting("", "decoding of official benchmarks", "authors", "set to paper by BENCHMARKS=data")
+    data: str = ""
+    similarity: str = setting("spacy", "AMBER's word similarity", "paper", "the official script's")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One setting of the dial: the same notebooks at one size."""
+    """One setting of the dial: the same notebooks at one size.
+
+    model, data    "desk", a hub id or a local path;  revisions: commits on the hub, None = recorded at first use
+    flip_rates     shares of training rows with injected noise, of `noise_kinds`; only `noisy_methods` with
+                   `noisy_seeds` are trained at rates above 0, () = all
+    report_to      logging back ends of Trainer besides steps.jsonl; in no key
+    workers        cells trained side by side; 1 on a GPU
+    threads        of torch, per process: models as small as the desk's are fastest on one; 0 = torch's own choice
+    """
 
     name: str
-    model: str = "desk"  # "desk", a hub id or a local folder
-    data: str = "desk"  # "desk", a hub id, or a parquet file or folder
-    revision: str | None = None  # of the model on the hub; None: recorded at first use (napo/preflight.py)
-    data_revision: str | None = None  # of the data on the hub, likewise
-    rows: int = 480  # training rows
-    heldout_rows: int = 240  # rows that no training sees: noise measurement, held-out preferences
+    model: str = setting("desk", "model", "paper", "LLaVA-v1.5-7B; this is the hub's port of it")
+    data: str = setting(
+        "desk", "preference pairs", "paper", "83,132 pairs; Starrrrrry/RLAIF-V-Bias-Dataset brings its biased answers"
+    )
+    revision: str | None = setting(None, "commit of the model", "ours", "recorded at first use in revisions.json")
+    data_revision: str | None = setting(None, "commit of the data", "ours", "recorded at first use")
+    rows: int = setting(480, "training rows", "ours", "one GPU; ROWS=all for the paper's")
+    heldout_rows: int = setting(240, "rows held out", "ours", "noise measurement, general ability")
     bases: tuple[int, ...] = (0,)
-    seeds: tuple[int, ...] = (0,)
-    methods: tuple[str, ...] = ("base", "sft", "dpo_original", "dpo_all", "napo_paper", "napo_authors")
+    seeds: tuple[int, ...] = setting((0,), "seeds", "ours", "neither says how many runs a printed number is of")
+    methods: tuple[str, ...] = setting(
+        ("base", "sft", "dpo_original", "dpo_all", "napo_paper", "napo_authors"),
+        "methods trained",
+        "ours",
+        "the paper's A1 and A3, the authors' code, DPO and SFT beside them",
+    )
     flip_rates: tuple[float, ...] = (0.0,)
-    noise_kinds: tuple[str, ...] = ("swap",)  # of the noise that is put in at a flip rate above 0
-    noisy_methods: tuple[str, ...] = ()  # those trained at the flip rates above 0; () = all
-    noisy_seeds: tuple[int, ...] = ()  # their seeds there; () = all
-    probe_rows: int = 240  # training rows of the DPO probe in notebook 02
-    probe_epochs: float = 2
-    perturbation: Perturbation = field(default_factory=Perturbation)
-    quantisation: Quantisation = field(default_factory=Quantisation)
-    lora: Lora = field(default_factory=Lora)
-    training: Training = field(default_factory=Training)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    noise_kinds: tuple[str, ...] = ("swap",)
+    noisy_methods: tuple[str, ...] = ()
+    noisy_seeds: tuple[int, ...] = ()
+    probe_rows: int = setting(240, "rows of the noise probe", "ours", "notebook 02; not in the paper")
+    probe_epochs: float = setting(2, "epochs of the noise probe", "ours", "notebook 02; not in the paper")
+    perturbation: Perturbation = group(Perturbation)
+    quantisation: Quantisation = group(Quantisation)
+    lora: Lora = group(Lora)
+    training: Training = group(Training)
+    evaluation: Evaluation = group(Evaluation)
     device: str = "cpu"
-    report_to: tuple[str, ...] = ()  # where Trainer logs besides steps.jsonl: "tensorboard", "wandb"; in no key
-    workers: int = 2  # cells trained side by side; 1 on a GPU
-    threads: int = 1  # of torch, per process: models this small are fastest on one; 0 = torch's own choice
+    report_to: tuple[str, ...] = ()
+    workers: int = 2
+    threads: int = 1
+
+    @property
+    def computing(self):
+        """What decides how numbers round, for an artefact's key."""
+        return {"quantisation": self.quantisation, "threads": self.threads} | environment.computed_on(self.device)
 
     @property
     def is_desk(self):
@@ -142,8 +193,10 @@ class Profile:
         return self.is_desk and self.model == "desk" and self.device == "cpu"
 
     def cells(self):
-        """Every training of the comparison and the untrained bases: a method that is not trained has one cell per base,
-        one that is not among `noisy_methods` no cell with noise put in."""
+        """Every training of the comparison, and the untrained base models.
+
+        An untrained method gets one cell per base. Only `noisy_methods` are also trained with injected noise.
+        """
         noisy, noisy_seeds = self.noisy_methods or self.methods, self.noisy_seeds or self.seeds
         levels = [(rate, kind) for rate in self.flip_rates for kind in (self.noise_kinds if rate else ("swap",))]
         out = []
@@ -157,16 +210,12 @@ class Profile:
         return out
 
 
-NOISE_KINDS = ("swap", "leak")
-NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)  # ours
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One training: a method on one base with one seed, and a share of rows with noise of one kind put in.
+    """One training: a method on one base with one seed, and a share of rows with injected noise of one kind.
 
     noise_kind  "swap": in `flip_rate` of the rows the chosen answer and each rejected one change places in every loss
-                term; "leak": in so many rows the biased answers are replaced by good ones (desk world only)
+                term; "leak": in as many rows the biased answers are replaced by good ones (desk world only)
     """
 
     method: str
@@ -182,20 +231,16 @@ class Cell:
         return f"{self.method}-b{self.base}-s{self.seed}-f{self.flip_rate:g}{kind}"
 
 
-DESK_TRAINING = Training(beta=0.5, learning_rate=3e-3, epochs=4, batch_size=32)  # dev
-# Trained with noise put in as well, at every rate and of both kinds; the others without.
-NOISY_METHODS = (
-    "dpo_all",
-    "oracle",
-    "napo_paper",
-    "napo_authors",
-    "robust_dpo",
-    "napo_q0.5",
-    "napo_q1",
-    "napo_calibrated",
+DEVELOPMENT_BASES = (100, 101)  # the desk profiles' settings were chosen on them; nothing is reported on them
+NOISE_KINDS = ("swap", "leak")
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)
+NOISY_METHODS = (  # of the study: also trained with injected noise, at every rate and of both kinds
+    *("dpo_all", "oracle", "napo_paper", "napo_authors", "robust_dpo", "napo_q0.5", "napo_q1", "napo_calibrated"),
     "napo_row_weight",
 )
+DESK_TRAINING = Training(beta=0.5, learning_rate=3e-3, epochs=4, batch_size=32)
 DESK_BENCHMARKS = ("vqa_factual", "vqa_counterfactual", "objhal", "vlind", "amber", "pope", "heldout_pairs")
+DESK_EVALUATION = Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256)
 
 PROFILES = {
     "smoke": Profile(
@@ -205,26 +250,19 @@ PROFILES = {
         methods=("base", "dpo_all", "napo_paper"),
         workers=1,
         training=replace(DESK_TRAINING, epochs=1, batch_size=8),
-        evaluation=Evaluation(DESK_BENCHMARKS, items=12, similarity="exact"),
+        evaluation=replace(DESK_EVALUATION, items=12, batch_size=64),
     ),
     "desk": Profile(
         name="desk",
         bases=(0, 1, 2),
         methods=(
-            "base",
-            "sft",
-            "dpo_original",
-            "dpo_all",
-            "oracle",
-            "napo_paper",
-            "napo_authors",
-            "napo_calibrated",
+            *("base", "sft", "dpo_original", "dpo_all", "oracle", "napo_paper", "napo_authors", "napo_calibrated"),
         ),
         flip_rates=(0.0, 0.4),
         noise_kinds=("leak",),  # the paper's own notion of noise
         noisy_methods=("dpo_all", "oracle", "napo_paper"),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
+        evaluation=DESK_EVALUATION,
     ),
     "study": Profile(
         name="study",
@@ -236,40 +274,27 @@ PROFILES = {
         noisy_methods=NOISY_METHODS,
         noisy_seeds=(0,),
         training=DESK_TRAINING,
-        evaluation=Evaluation(DESK_BENCHMARKS, items=300, similarity="exact", batch_size=256),
+        evaluation=DESK_EVALUATION,
     ),
     "paper": Profile(
         name="paper",
-        model="llava-hf/llava-1.5-7b-hf",  # paper: LLaVA-v1.5-7B
-        data="openbmb/RLAIF-V-Dataset",  # paper: 83,132 pairs
-        rows=10_000,  # ours: one GPU; ROWS=83132 for all
+        model="llava-hf/llava-1.5-7b-hf",
+        data="openbmb/RLAIF-V-Dataset",
+        rows=10_000,
         heldout_rows=500,
         probe_rows=1000,
         probe_epochs=1,
-        perturbation=Perturbation(  # authors: 3 beams, temperature 0
-            num_beams=3,
-            max_new_tokens=1024,
-            batch_size=4,  # ours: the cache of 4 x 3 beams fits a 24 GB card (napo/budget.py)
-        ),
-        quantisation=Quantisation(
-            compute_dtype="bfloat16", dtype="bfloat16"
-        ),  # ours: NF4; authors: bf16, all weights trained
-        lora=Lora(r=64, alpha=128),  # ours
-        training=Training(
-            beta=0.1,  # paper
-            learning_rate=5e-5,  # ours: LoRA; the paper's full fine-tuning used 5e-7
-            epochs=1,  # ours; paper: 4
-            batch_size=1,  # authors: per device
-            accumulation=32,  # authors: 4 accumulation steps on 8 GPUs
-            gradient_checkpointing=True,
-        ),
-        evaluation=Evaluation(("heldout_pairs",), items=500, max_new_tokens=256, batch_size=4),
+        perturbation=Perturbation(num_beams=3, max_new_tokens=1024, batch_size=4),
+        quantisation=Quantisation(compute_dtype="bfloat16", dtype="bfloat16"),
+        lora=Lora(r=64, alpha=128),
+        training=Training(learning_rate=5e-5, epochs=1, batch_size=1, accumulation=32, gradient_checkpointing=True),
+        evaluation=Evaluation(items=500, max_new_tokens=256, batch_size=4),
         device="cuda",
         workers=1,
         threads=0,
     ),
 }
-PROFILES["paper_small"] = replace(  # ours: a 12 GB card; the same data and objective
+PROFILES["paper_small"] = replace(  # a 12 GB card; the same data and objective
     PROFILES["paper"],
     name="paper_small",
     rows=1000,
@@ -282,20 +307,19 @@ ALL_ROWS = 10**9  # more than any file has
 
 
 def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to="", methods=""):
-    """The profile of that name, with what the user overrides put in its place.
+    """The profile of that name, with a user's overrides; an empty string keeps the profile's own value.
 
-    An empty string or 0 keeps the profile's own value. `rows` is a number of training rows or "all" of the data, and
-    also bounds the held-out rows; `benchmarks` is a folder with the data of official benchmarks, one sub-folder each,
-    which then are asked with the paper's decoding; `report_to` names logging back ends, "tensorboard,wandb"; `methods`
-    names methods, "dpo_original,napo_paper", or "tables" for all of the paper's Tables 1 to 4.
+    rows        number of training rows, or "all" of the data; it also bounds the held-out rows
+    benchmarks  folder with the official benchmarks' files, one sub-folder each; asked with the paper's decoding
+    report_to   logging back ends, "tensorboard,wandb"
+    methods     names, "dpo_original,napo_paper", or "tables" for all of the paper's Tables 1 to 4
     Raises BadInput for an unknown name, no number of rows, or a folder without benchmarks.
     """
     if name not in PROFILES:
         raise BadInput(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
     profile, rows = PROFILES[name], number_of_rows(rows)
-    changes = {
-        key: value for key, value in {"model": model, "data": data, "rows": rows, "device": device}.items() if value
-    }
+    given = {"model": model, "data": data, "rows": rows, "device": device}
+    changes = {key: value for key, value in given.items() if value}
     if rows == ALL_ROWS and (data or profile.data) == "desk":
         raise BadInput("rows=all: the desk world makes as many rows as it is asked for; give a number")
     if rows:
@@ -312,12 +336,10 @@ def get(name, *, model="", data="", rows="", device="", benchmarks="", report_to
 
 
 def chosen_methods(text):
-    """Methods as a user names them, in the order of METHODS; the base model is always among them."""
+    """Methods as a user names them, in the order of METHODS; the base model is always among them. Raises BadInput."""
     names = {"base"}
     for name in text.replace(",", " ").split():
-        names |= paper.methods() if name == "tables" else {name}
-    for name in names:
-        method(name)
+        names |= set(TABLE_METHODS) if name == "tables" else {method(name) and name}
     return tuple(name for name in METHODS if name in names)
 
 

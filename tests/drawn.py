@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from napo import plot_style
+from napo.study import plot_style
 
 
 def check_picture(figure):

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 
-from test_packing import photo
+from tiny_rows import photo
 
 VLIND_RECORDS = [
     {

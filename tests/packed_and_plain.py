@@ -6,12 +6,12 @@ import types
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
-from test_packing import make_row, photo
 from tiny_families import tiny_family
 from tiny_models import tiny_llava
+from tiny_rows import make_row, photo
 
-from napo import logps, models, packing
-from napo.profiles import KINDS
+from napo.engine import logps, models, packing
+from napo.methods import KINDS
 
 TARGETS = r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj"
 ANSWERS = ("y", "It is a long answer, longer than the rest.", "no cat", "two", "a b c d e f", ".")

@@ -1,18 +1,33 @@
+"""Installing and running the repository: locked versions, the Makefile's targets, and continuous integration.
+
+`make` runs for real in a copy of the Makefile; what it would run after an installation is read off `make -n`.
+"""
+
+import functools
+import http.server
 import importlib.util
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
+import venv
+import zipfile
 from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote
 
+import pip
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-import napo
+from napo.commands import command
+from napo.profiles import PROFILES
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +59,25 @@ def requirements(project):
 def run_make(folder, *arguments, **environment):
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "TORCH_INDEX", "TEST_WORKERS"))}
     environment = ours | environment
-    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=180
+    )
 
 
 def test_lock_fits_what_the_project_asks_for(project, lock):
     for name, specifier in requirements(project):
         assert name in lock, f"{name} has no exact version in requirements.lock"
         assert SpecifierSet(specifier).contains(lock[name]), f"{name}: {lock[name]} is not {specifier}"
-    assert lock["nltk"] == "3.9.1"
 
 
-def test_lock_fits_cpu_and_cuda_and_names_no_place(root, lock):
+def test_lock_fits_cpu_and_cuda_builds(lock):
     assert not [name for name in lock if name.startswith(("nvidia", "triton", "napo"))]
     assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in lock.values())
-    assert "://" not in (root / "requirements.lock").read_text()
+    assert SpecifierSet(f"=={lock['torch']}").contains(f"{lock['torch']}+cpu")
 
 
 def test_lock_is_what_is_installed(lock):
-    """And complete: whatever the project's packages need, however deep, has an exact version."""
+    """And complete: every package that the project needs, however deep, has an exact version."""
     installed = {plain(item.name): item.version.partition("+")[0] for item in metadata.distributions()}
     waiting, seen = ["napo"], set()
     while waiting:
@@ -77,41 +93,33 @@ def test_lock_is_what_is_installed(lock):
 
 
 def test_conda_environment_agrees(root, project):
-    environment = yaml.safe_load((root / "environment.yml").read_text())
-    assert environment["channels"] == ["conda-forge"]
-    *conda, pip = environment["dependencies"]
-    assert {"python=3.11", "pip"} <= set(conda)
-    constraint, editable = pip["pip"]
+    *conda, by_pip = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
+    assert {"python=3.11", "pip"} <= set(conda) and project["project"]["requires-python"] == ">=3.11"
+    constraint, editable = by_pip["pip"]
     assert constraint == "-c requirements.lock"
     extras = re.fullmatch(r"-e \.\[(.*)\]", editable).group(1).split(",")
     assert set(extras) <= project["project"]["optional-dependencies"].keys()
     assert f"--editable '.[{','.join(extras)}]'" in (root / "Makefile").read_text()
-    assert project["project"]["requires-python"] == ">=3.11"
 
 
-def test_version_and_licence(root, project):
-    assert metadata.version("napo") == napo.__version__
-    assert project["project"]["license"] == "Apache-2.0"
-    text = (root / "LICENSE").read_text()
-    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+def test_importing_napo_needs_the_standard_library_only(root):
+    """Run without installed packages (-S); the public names import theirs when first used."""
+    script = "import sys; import napo; print([name for name in sys.modules if name.startswith('napo.')])"
+    assert subprocess.check_output([sys.executable, "-S", "-c", script], text=True, cwd=root) == "[]\n"
 
 
-def test_napo_itself_imports_nothing():
-    script = "import sys; before = set(sys.modules); import napo; print(set(sys.modules) - before)"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "{'napo'}\n"
+@pytest.fixture
+def copy(root, tmp_path):
+    """The Makefile alone in a folder, where a wrong step would show."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(root / name, tmp_path)
+    return tmp_path
 
 
 class TestMake:
-    @pytest.fixture
-    def copy(self, root, tmp_path):
-        """The Makefile alone, where a wrong step would be seen."""
-        for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-            shutil.copy(root / name, tmp_path)
-        return tmp_path
-
     def test_help_is_the_default_and_names_every_target(self, copy):
         shown = run_make(copy).stdout
-        for target in "help reproduce test lint lab explore bench bases publish clean".split():
+        for target in "help reproduce test lint lab explore bench data bases publish clean".split():
             assert re.search(rf"^  make {target} +\w", shown, re.M)
         for variable in "PROFILE MODEL DATA ROWS DEVICE REPORT_TO RUNS TORCH_INDEX=cpu PYTHON".split():
             assert variable in shown
@@ -121,17 +129,9 @@ class TestMake:
     def test_wrong_profile_before_anything_is_installed(self, copy, target):
         ended = run_make(copy, target, "PROFILE=dekc")
         assert ended.returncode == 2
-        assert (
-            ended.stderr.splitlines()[0]
-            == "error: unknown profile 'dekc': use one of smoke desk study paper paper_small"
-        )
+        line = ended.stderr.splitlines()[0]
+        assert line == f"error: unknown profile 'dekc': use one of {' '.join(PROFILES)}"
         assert not (copy / ".venv").exists()
-
-    def test_profiles_are_those_of_the_package(self, root):
-        from napo.profiles import PROFILES
-
-        known = re.search(r"^PROFILES := (.*)$", (root / "Makefile").read_text(), re.M).group(1)
-        assert known.split() == list(PROFILES)
 
     def test_old_python_is_refused(self, copy):
         old = copy / "python-old"
@@ -151,22 +151,25 @@ class TestMake:
         assert "pip install" in shown and "--constraint requirements.lock" in shown
         assert "index-url" not in shown
 
-    def test_cpu_wheels_by_one_variable(self, copy):
+    def test_cpu_is_pytorchs_own_index(self, copy):
         shown = run_make(copy, "-n", "test", TORCH_INDEX="cpu").stdout
-        assert '--extra-index-url "https://download.pytorch.org/whl/cpu"' in shown
+        assert '--index-url "https://download.pytorch.org/whl/cpu"' in shown
 
-    def test_lab_opens_notebook_00_in_our_environment(self, copy):
-        shown = run_make(copy, "-n", "lab").stdout
-        assert re.search(
-            r"JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab .*notebooks/00_box_cox.ipynb", shown
+    def test_commands_and_scripts_exist(self, root):
+        makefile = (root / "Makefile").read_text()
+        assert (
+            set(re.findall(r"python -m napo (\w+)", makefile)) == {"run", "serve", "fetch"} <= command.COMMANDS.keys()
         )
-        assert ("--allow-root" in shown) == (os.geteuid() == 0)
+        scripts = re.findall(r"python ([\w/]+\.py)", makefile)
+        scripts += [name.replace(".", "/") + ".py" for name in re.findall(r"python -m (tools[\w.]+)", makefile)]
+        assert len(scripts) == 5 and all((root / name).is_file() for name in scripts)
 
-    def test_explore_serves_the_profiles_margins(self, copy):
-        shown = run_make(copy, "-n", "explore", "PROFILE=smoke", "RUNS=elsewhere").stdout
-        assert 'python -m napo.serve --profile "smoke" --runs-dir "elsewhere"' in shown
+    def test_lint_covers_every_folder_of_code(self, root):
+        (linted,) = re.findall(r"^CODE := (.*)$", (root / "Makefile").read_text(), re.M)
+        code = [path.relative_to(root) for kind in ("py", "ipynb") for path in root.glob(f"[a-z]*/**/*.{kind}")]
+        assert set(linted.split()) == {path.parts[0] for path in code} - {"runs", "build", "data"}
 
-    def test_parameters_reach_the_runner(self, copy):
+    def test_parameters_reach_the_runner_in_quotes(self, copy):
         given = ["MODEL=a b", "DATA=x.parquet", "ROWS=7", "DEVICE=cuda", "RUNS=elsewhere", "PROFILE=paper"]
         shown = run_make(copy, "-n", "reproduce", *given, ROWS="9").stdout
         expected = (
@@ -185,8 +188,116 @@ class TestMake:
         assert (copy / "figures/study/a.png").exists() and (copy / ".venv/a").exists()
 
 
+def write_wheel(folder, name, version, *needs):
+    """An empty package, below `folder` as a package index has it."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    about = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+    path = folder / name / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{info}/METADATA", "\n".join(about) + "\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    """A package index on the loopback device: the folders of `directory` as pages."""
+
+    def do_GET(self):
+        self.server.asked.append(unquote(self.path))
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Serves a folder as an index; returns (URL, list of the paths that were asked for)."""
+    servers = []
+
+    def start(folder):
+        handler = functools.partial(Index, directory=folder)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}", server.asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+BACKEND = """
+import shutil
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    shutil.copy("napo/napo-0-py3-none-any.whl", folder)
+    return "napo-0-py3-none-any.whl"
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+
+
+class TestTorchIndex:
+    """TORCH_INDEX with two indexes on the loopback device: PyTorch's, and the default one of everything else."""
+
+    @pytest.fixture
+    def copy(self, copy):
+        """A project that needs torch and one package more. It builds itself without setuptools, and its .venv/ is there
+        already, with the pip that the tests run under: making one takes long."""
+        (copy / "pyproject.toml").write_text(PROJECT)
+        (copy / "backend.py").write_text(BACKEND)
+        (copy / "requirements.lock").write_text("torch==2.13.0\n")
+        write_wheel(copy, "napo", "0", "torch>=2.13", "beside")
+        venv.create(copy / ".venv", symlinks=True)
+        (site_packages,) = copy.glob(".venv/lib/python*/site-packages")
+        (site_packages / "pip").symlink_to(Path(pip.__file__).parent)
+        return copy
+
+    @pytest.fixture
+    def default(self, tmp_path, serve):
+        """(URL, paths asked for) of the default index, which has torch too."""
+        for name, version in (("torch", "2.13.0"), ("torch", "2.14.0"), ("beside", "1.0")):
+            write_wheel(tmp_path / "default", name, version)
+        return serve(tmp_path / "default")
+
+    @pytest.fixture
+    def install(self, copy, default):
+        """Runs make's installation; a setting of this machine names the default index as an extra one."""
+        settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": default[0], "PIP_EXTRA_INDEX_URL": default[0]}
+        settings |= {"PIP_FIND_LINKS": "", "NO_PROXY": "127.0.0.1", "PIP_NO_CACHE_DIR": "1"}
+        return lambda torch_index: run_make(copy, ".venv/.installed", TORCH_INDEX=torch_index, **settings)
+
+    def test_only_torch_comes_from_it_and_nothing_else_is_asked_of_it(self, install, copy, tmp_path, serve, default):
+        write_wheel(tmp_path / "pytorch", "torch", "2.13.0+cpu", "beside")
+        write_wheel(tmp_path / "pytorch", "beside", "9.0")  # a stranger's, under the name of a dependency
+        url, asked = serve(tmp_path / "pytorch")
+        ended = install(url)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        installed = {path.name for path in copy.glob(".venv/lib/python*/site-packages/*.dist-info")}
+        assert {"torch-2.13.0+cpu.dist-info", "beside-1.0.dist-info", "napo-0.dist-info"} <= installed
+        assert {path.split("/")[1] for path in asked} == {"torch"}
+        assert {path.split("/")[1] for path in default[1]} == {"beside"}
+
+    def test_an_index_that_does_not_answer_is_said_in_one_line(self, install, copy):
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+            ended = install(url)
+        assert ended.returncode == 2 and not (copy / ".venv/.installed").exists()
+        (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: no torch==2.13.0 from {url}: check the network, or leave out TORCH_INDEX")
+
+
 class TestContinuousIntegration:
-    """.ci/run with a make and a git that only say what they were asked for."""
+    """.ci/run with a make and a git that only print how they were called."""
 
     @pytest.fixture
     def ci(self, root, tmp_path):
@@ -244,40 +355,35 @@ class TestContinuousIntegration:
     def test_red(self, ci, tests, status):
         assert ci(tests).returncode == status
 
-    def test_shared_fixture(self, root, shared_names):
-        present, absent = shared_names
+    def test_shared_fixture(self, root, tmp_path):
         spec = importlib.util.spec_from_file_location("conftest_of_all_tests", root / "tests/conftest.py")
         conftest = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(conftest)
-        assert conftest.shared_folder(present, True) == present
+        assert conftest.shared_folder(tmp_path, True) == tmp_path
         with pytest.raises(pytest.skip.Exception):
-            conftest.shared_folder(absent, False)
+            conftest.shared_folder(tmp_path / "absent", False)
         with pytest.raises(pytest.fail.Exception):
-            conftest.shared_folder(absent, True)
-
-    @pytest.fixture
-    def shared_names(self, tmp_path):
-        (tmp_path / "present").mkdir()
-        return tmp_path / "present", tmp_path / "absent"
+            conftest.shared_folder(tmp_path / "absent", True)
 
 
-def test_no_machine_of_ours_is_named(root):
-    """Only PyTorch's own index may be named in what installs."""
-    for name in ("Makefile", ".ci/run", "pyproject.toml", "requirements.lock", "environment.yml"):
-        hosts = set(re.findall(r"https?://([\w.-]+)", (root / name).read_text()))
-        assert hosts <= {"download.pytorch.org"}, name
+@pytest.mark.parametrize("name", ["Makefile", ".ci/run", "pyproject.toml", "requirements.lock", "environment.yml"])
+def test_nothing_is_installed_from_an_index_of_ours(root, name):
+    """Only PyTorch's own index may be named."""
+    assert set(re.findall(r"https?://([\w.-]+)", (root / name).read_text())) <= {"download.pytorch.org"}
 
 
-def test_notebooks_have_a_kernel_that_any_machine_has(root):
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        kernel = json.loads(path.read_text())["metadata"]["kernelspec"]
-        assert (kernel["name"], kernel["language"]) == ("python3", "python"), path.name
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_notebooks_have_a_kernel_that_any_machine_has(path):
+    kernel = json.loads(path.read_text())["metadata"]["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python")
 
 
-def test_contributing_names_files_and_names_that_there_are(root):
+def test_contributing_names_files_and_constants_that_exist(root):
     text = (root / "CONTRIBUTING.md").read_text()
     code = re.findall(r"`([^`\n]+)`", text)
-    paths = {name for name in code if re.fullmatch(r"(napo|tests|benchmarks|\.ci)/[\w/.]*", name)}
+    paths = {name for name in code if re.fullmatch(r"(napo|tests|tools|experiments|benchmarks|\.ci)/[\w/.]*", name)}
     assert len(paths) > 25 and not [name for name in paths if not (root / name).exists()]
     sources = "\n".join(path.read_text() for folder in ("napo", "tests") for path in (root / folder).rglob("*.py"))
     names = {name for name in code if re.fullmatch(r"_?[A-Z]{4,}(_[A-Z]+)*", name)}

@@ -1,22 +1,19 @@
 """README, CONTRIBUTING and CITATION.cff: their code runs, their commands, options, variables and links exist."""
 
-import importlib.util
 import itertools
 import math
 import re
-import runpy
-import sys
 
-import pandas as pd
 import pytest
 import yaml
 from photographs import write_upstream
 from tiny_models import save_tiny_llava
 
 import napo
-from napo import artifacts
+from napo.__main__ import main
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/paper.md")
+DOCS = ("paper", "own-data", "benchmarks", "how-it-works", "results", "desk-world")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS))
 ROWS = 6
 
 
@@ -32,28 +29,35 @@ def commands(root):
     return [line.partition("#")[0].strip() for line in lines] + re.findall(r"`((?:make|python -m) [^`]+)`", text)
 
 
-def test_own_data_and_model_in_ten_lines(root, tmp_path, monkeypatch):
+def test_own_data_and_model_in_a_few_lines(root, tmp_path, monkeypatch):
     """The block as it stands, but for the two names, the number of rows and the device."""
-    (block,) = [block for block in blocks(root, "python") if "profiles.get(" in block]
+    (block,) = [block for block in blocks(root, "python", "docs/own-data.md") if "napo.Kit(" in block]
     assert len(block.splitlines()) <= 10
     model, data = save_tiny_llava(tmp_path / "model"), write_upstream(tmp_path / "mine.parquet", 2 * ROWS)
     for written, ours in (
         ('"path/or/hub-id"', repr(str(model))),
         ('"my_rows.parquet"', repr(str(data))),
-        ("rows=1000", f'rows={ROWS}, device="cpu"'),
+        ("rows=1000", f'rows={ROWS}, device="cpu", runs_dir={str(tmp_path / "runs")!r}'),
     ):
         assert block.count(written) == 1
         block = block.replace(written, ours)
-    monkeypatch.setattr(artifacts, "repository_root", lambda: tmp_path)
     names = {}
     exec(block, names)
     assert (names["adapter"] / "adapter_model.safetensors").is_file() and tmp_path in names["adapter"].parents
-    scores = pd.read_parquet(names["scores"])
+    scores = names["scores"]
     assert len(scores) and scores["value"].notna().all() and scores["example_id"].nunique() == ROWS
 
 
+def test_readme_shows_the_same_lines_for_the_desk_world(root):
+    """Its calls are those of the page on own data, which the test above runs."""
+    (short,) = [block for block in blocks(root, "python") if "napo.Kit(" in block]
+    (long,) = [block for block in blocks(root, "python", "docs/own-data.md") if "napo.Kit(" in block]
+    calls = [re.findall(r"kit\.\w+\([^)]*\)", block) for block in (short, long)]
+    assert calls[0] == calls[1] and len(calls[0]) == 4
+
+
 def test_losses_for_any_trainer(root):
-    (block,) = [block for block in blocks(root, "python") if "napo_loss" in block]
+    (block,) = [block for block in blocks(root, "python", "docs/own-data.md") if "napo_loss" in block]
     names = {}
     exec(block, names)
     p = (0.1 * names["margin"]).sigmoid()
@@ -73,22 +77,19 @@ def test_make_is_asked_for_targets_and_variables_that_it_has(root):
         assert {word.partition("=")[0] for word in words if "=" in word} <= variables, words
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_commands_have_the_options_that_they_are_shown_with(root, monkeypatch, capsys):
-    asked = [line.split()[2:] for line in commands(root) if line.startswith("python -m napo")]
+def test_commands_have_the_options_that_they_are_shown_with(root, capsys):
+    asked = [line.split()[3:] for line in commands(root) if line.startswith("python -m napo ")]
     assert len(asked) > 12
-    for module, *words in asked:
-        assert importlib.util.find_spec(module), module
-        options = {word for word in words if word.startswith("--")}
+    for name, *words in asked:
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
         before = itertools.takewhile(lambda word: not word.startswith("-"), words)
-        monkeypatch.setattr(sys, "argv", [module, *before, "--help"])
         if not options:
             continue
         with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__")
+            main([name, *before, "--help"])
         assert ended.value.code == 0
         known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-        assert options <= known, (module, words)
+        assert options <= known, (name, words)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,12 +1,15 @@
-"""A profile small enough to train in a second, with its pairs and reference log-probs already in place."""
+"""A profile that trains in a second, with its pairs and reference log-probs."""
 
 from dataclasses import replace
 
-from test_packing import make_row
 from tiny_models import save_tiny_llava
+from tiny_rows import make_row
 
-from napo import artifacts, data, logps
+from napo.engine import preferences
+from napo.noise import reference_logps
 from napo.profiles import Evaluation, Lora, Profile, Training
+from napo.workshop import artifacts
+from napo.workshop.files import read_parquet
 
 TRAINING = Training(beta=0.5, learning_rate=1e-2, epochs=2, batch_size=4, save_steps=2)
 
@@ -39,8 +42,8 @@ def make_base(profile, runs_dir, rows=None):
     folder = artifacts.run_folder(profile.name, "base-0", runs_dir=runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = make_rows() if rows is None else rows
-    data.write(rows, folder / "pairs.parquet")
-    return rows, artifacts.read_parquet(logps.reference(profile, 0, runs_dir=runs_dir))
+    preferences.write(rows, folder / "pairs.parquet")
+    return rows, read_parquet(reference_logps.build(profile, 0, runs_dir=runs_dir))
 
 
 def with_training(profile, **changes):

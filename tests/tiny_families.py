@@ -3,16 +3,15 @@
 No torchvision here, so no video processors: a stand-in takes their place, and images go through the PIL processors.
 """
 
-import types
-
 import torch
 import transformers
 from tiny_models import byte_tokenizer
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from napo.engine import processors
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% for part in message['content'] %}"
@@ -44,7 +43,7 @@ SPECIALS = {
 
 
 def tiny_family(name, seed=1):
-    """(model in eval mode, processor) of one family: a name of `branches.FAMILIES` other than llava."""
+    """(model in eval mode, processor) of one family: a name of `tree_attention.FAMILIES` other than llava."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[name]})
@@ -55,13 +54,8 @@ def tiny_family(name, seed=1):
 
 def without_video(processor_class, **settings):
     """A processor whose video half is a stand-in: the real one needs torchvision."""
-
-    class WithoutVideo(processor_class):
-        def check_argument_for_proper_class(self, argument_name, argument):
-            if argument_name != "video_processor":
-                return super().check_argument_for_proper_class(argument_name, argument)
-
-    return WithoutVideo(video_processor=types.SimpleNamespace(num_frames=1, fps=1, model_input_names=[]), **settings)
+    with processors.video_packages(processor_class):
+        return processors.without_video(processor_class)(video_processor=processors.stand_in(), **settings)
 
 
 def _llava_onevision(tokenizer):
@@ -126,7 +120,6 @@ def _idefics3(tokenizer):
 
 def _smolvlm(tokenizer):
     config = _tiled(transformers.SmolVLMConfig, tokenizer)
-    processing_smolvlm.num2words = processing_smolvlm.num2words or str  # only read for videos
     processor = without_video(
         transformers.SmolVLMProcessor,
         image_processor=SmolVLMImageProcessorPil(**TILED),

@@ -133,7 +133,7 @@ def lab(folder, notebook, arguments=()):
 @contextlib.contextmanager
 def voila(folder, arguments=()):
     """What `make explore` starts. Yields the address that it prints."""
-    command = [sys.executable, "-m", "napo.serve", "--port", str(free_port()), *map(str, arguments)]
+    command = [sys.executable, "-m", "napo", "serve", "--port", str(free_port()), *map(str, arguments)]
     with server(command, folder, private_environment(folder), ROOT) as log:
         address = wait_for(lambda: re.search(r"http://\S+", log.read_text()), "address").group()
         wait_for(lambda: answers(urlparse(address).port), f"Voila ({log})")

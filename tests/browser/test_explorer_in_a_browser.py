@@ -10,9 +10,9 @@ import sys
 import browsing
 import numpy as np
 import pytest
-from test_views import table
+from small_report import margins_table
 
-from napo import explore
+from napo.explorer import widgets
 
 try:
     from playwright.sync_api import expect
@@ -68,7 +68,7 @@ def by_keyboard(on_page, name, key, before, after):
     on_page.slider(name).focus()
     on_page.page.keyboard.press(key)
     expect(on_page.field(name)).to_have_value(after)
-    expect(on_page.page.locator(".napo-readout")).to_contain_text(f"{explore.LABELS[name]} = {after}")
+    expect(on_page.page.locator(".napo-readout")).to_contain_text(f"{widgets.LABELS[name]} = {after}")
     on_page.changed(source)
     now = on_page.pixels()
     assert now.shape == pixels.shape and (np.abs(now - pixels) > 40).any(axis=2).sum() > 20
@@ -127,7 +127,7 @@ def test_voila_on_the_toys_pairs(page, voila):
 def test_fields_have_names_that_screen_readers_read(page, voila):
     page.goto(voila)
     browsing.OnPage(page)
-    for label in explore.LABELS.values():
+    for label in widgets.LABELS.values():
         expect(page.get_by_label(f"{label} =", exact=True)).to_be_visible()
 
 
@@ -141,7 +141,7 @@ def test_voila_asks_for_its_token(page, voila):
 def test_voila_on_real_margins(page, tmp_path):
     path = tmp_path / "runs/desk/base-0/noise.parquet"
     path.parent.mkdir(parents=True)
-    table().to_parquet(path)
+    margins_table().to_parquet(path)
     with browsing.voila(tmp_path, ["--runs-dir", tmp_path / "runs"]) as address:
         page.goto(address)
         on_page = browsing.OnPage(page)
@@ -149,5 +149,5 @@ def test_voila_on_real_margins(page, tmp_path):
         on_page.choose("presets", "Figure 4: vision bias, α = 0.01")
         on_page.changed(source)
         expect(on_page.field("alpha")).to_have_value("0.01")
-        expect(page.locator(".napo-batch select")).to_have_value(explore.VISION)
+        expect(page.locator(".napo-batch select")).to_have_value(widgets.VISION)
         keep(page, "voila-real-margins")

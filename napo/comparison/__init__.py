@@ -1,0 +1,1 @@
+"""Notebook 03: the trainings that are compared, cell by cell. Read cells, then labels."""

@@ -1,0 +1,1 @@
+"""Notebook 04: ask a model questions (`asking.py`), score its answers (`scoring.py`), for each cell (`evaluate.py`)."""

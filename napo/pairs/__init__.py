@@ -1,0 +1,1 @@
+"""Notebook 01: biased answers, made by masking one modality."""

@@ -1,0 +1,1 @@
+"""Checks before any work starts: device, model, data, disk and memory. Read checks, disk, budget."""

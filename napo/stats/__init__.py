@@ -1,0 +1,1 @@
+"""From values per example to numbers with intervals. Read `measures.py`, then `intervals.py`."""
