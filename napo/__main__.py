@@ -4,13 +4,17 @@ import importlib
 import sys
 
 from napo.commands import command
+from napo.workshop import console
 from napo.workshop.files import BadInput
 
 
 @command.exit_status
 def main(arguments=None):
-    """Run one command; returns its exit status."""
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    """Run one command; returns its exit status. arguments: None = the process's own, which prepares its streams too."""
+    if arguments is None:
+        console.prepare_streams()
+        arguments = sys.argv[1:]
+    name, *rest = arguments or [""]
     if name in ("-h", "--help"):
         print("usage: napo COMMAND …   (napo COMMAND --help tells its arguments)\n")
         print("\n".join(f"  {known:9} {does}" for known, does in command.COMMANDS.items()))

@@ -56,6 +56,7 @@ class Kit:
         self.runs_dir, self.base = runs_dir, self.profile.bases[0]
         self.folder = artifacts.run_folder(profile, runs_dir=runs_dir)
         self.figures = artifacts.figures_folder(profile, runs_dir)
+        pd.options.display.html.use_mathjax = False  # "$" in the text of a row begins no formula
 
     # ---- 01: pairs --------------------------------------------------------------------------------------------------
 

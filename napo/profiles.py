@@ -4,6 +4,7 @@ Each field says who chose the value of the profile `paper`: "paper" (printed the
 "ours" (neither says, or LoRA on a 4-bit base asks for another), and why. `docs/paper.md` prints them as a table.
 """
 
+import textwrap
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -368,5 +369,6 @@ def _official(profile, folder):
 def method(name):
     """The method of that name. Raises BadInput for an unknown one."""
     if name not in METHODS:
-        raise BadInput(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
+        known = textwrap.shorten(", ".join(METHODS), 160, placeholder=" ...")
+        raise BadInput(f"unknown method {name[:60]!r}: use one of {known} (napo/methods.py lists all)")
     return METHODS[name]

@@ -116,7 +116,45 @@ def copy(root, tmp_path):
     return tmp_path
 
 
+HOSTILE = [
+    *(
+        "$(touch pwned)",
+        "`touch pwned`",
+        "$(shell touch pwned)",
+        "$$(touch pwned)",
+        "${PATH}",
+        "price$5.parquet",
+        "x,)",
+    ),
+    *('"; touch pwned; "', "'; touch pwned; '", "a b & touch pwned", "a # b", "--help", "*", "a\\", "line\nline"),
+]
+
+
 class TestMake:
+    @pytest.fixture
+    def stubbed(self, copy):
+        """Runs make where everything is installed and python only notes its arguments; returns these, call by call."""
+        python = copy / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" '' >> calls\n")
+        python.chmod(0o755)
+        (copy / ".venv/trl").mkdir()
+        for installed in (".venv/.installed", ".venv/trl/.installed"):
+            (copy / installed).touch()
+
+        def run(*arguments, status=0, **environment):
+            (copy / "calls").write_text("")
+            ended = run_make(copy, *arguments, **environment)
+            assert status in (None, ended.returncode), ended.stdout + ended.stderr
+            assert not (copy / "pwned").exists()
+            return [call.split("\0") for call in (copy / "calls").read_text().split("\0\0")[:-1]]
+
+        return run
+
+    @pytest.fixture(params=HOSTILE)
+    def hostile(self, request):
+        return request.param
+
     def test_help_is_the_default_and_names_every_target(self, copy):
         shown = run_make(copy).stdout
         for target in "help reproduce test lint lab explore bench data bases publish clean".split():
@@ -153,7 +191,9 @@ class TestMake:
 
     def test_cpu_is_pytorchs_own_index(self, copy):
         shown = run_make(copy, "-n", "test", TORCH_INDEX="cpu").stdout
-        assert '--index-url "https://download.pytorch.org/whl/cpu"' in shown
+        assert '--index-url="$TORCH_URL"' in shown
+        shown = run_make(copy, "--eval", "url: ; @echo $$TORCH_URL", "url", TORCH_INDEX="cpu").stdout
+        assert shown == "https://download.pytorch.org/whl/cpu\n"
 
     def test_commands_and_scripts_exist(self, root):
         makefile = (root / "Makefile").read_text()
@@ -169,15 +209,45 @@ class TestMake:
         code = [path.relative_to(root) for kind in ("py", "ipynb") for path in root.glob(f"[a-z]*/**/*.{kind}")]
         assert set(linted.split()) == {path.parts[0] for path in code} - {"runs", "build", "data"}
 
-    def test_parameters_reach_the_runner_in_quotes(self, copy):
-        given = ["MODEL=a b", "DATA=x.parquet", "ROWS=7", "DEVICE=cuda", "RUNS=elsewhere", "PROFILE=paper"]
-        shown = run_make(copy, "-n", "reproduce", *given, ROWS="9").stdout
-        expected = (
-            '--profile "paper" --runs-dir "elsewhere" -p "model=a b" -p "data=x.parquet" -p "rows=7" -p "device=cuda"'
+    def test_values_arrive_literally_and_nothing_of_them_is_run(self, stubbed, hostile):
+        names = "MODEL DATA ROWS DEVICE BENCHMARKS REPORT_TO METHODS RUNS".split()
+        (called,) = stubbed("reproduce", "PROFILE=paper", f"BAD_ROWS={hostile}", *(f"{n}={hostile}" for n in names))
+        options = {f"--{name.lower().replace('_', '-')}={hostile}" for name in names[:-1]}
+        assert set(called[3:]) == options | {"--profile=paper", f"--runs-dir={hostile}", "-p", f"bad_rows={hostile}"}
+        (called,) = stubbed("explore", f"RUNS={hostile}")
+        assert called == ["-m", "napo", "serve", "--profile=desk", f"--runs-dir={hostile}"]
+        (called,) = stubbed("test", f"TEST_WORKERS={hostile}")
+        assert called == ["-m", "pytest", "tests", "-n", hostile, "--dist", "worksteal"]
+        assert stubbed("bench", f"DEVICE={hostile}")[0] == ["benchmarks/engine.py", f"--device={hostile}"]
+        (called,) = stubbed("data", f"GROUPS={hostile}")
+        assert called == ["-m", "napo", "fetch", "--", *hostile.split()]
+        seeds = [called[-1] for called in stubbed("bases", f"BASES={hostile}")]
+        assert sorted(seeds) == sorted(hostile.split())
+
+    def test_a_hostile_profile_is_refused_and_installation_takes_values_literally(self, stubbed, copy, hostile):
+        for profile in (hostile, f"smoke{hostile}", "smoke desk"):
+            ended = run_make(copy, "reproduce", f"PROFILE={profile}")
+            assert ended.returncode == 2 and ended.stderr.startswith("error: unknown profile ")
+            assert ended.stderr.count("\n") == 2  # ours and make's own
+        os.utime(copy / "requirements.lock", (2**32, 2**32))
+        python, index = copy / "python", f"TORCH_INDEX={hostile}"
+        calls = stubbed(".venv/.installed", f"PYTHON={copy / 'absent'}{hostile}", index, status=2)
+        assert calls == []
+        python.write_text("#!/bin/sh\nexit 0\n")
+        python.chmod(0o755)
+        calls = stubbed(".venv/.installed", f"PYTHON={python}", index, status=None)
+        assert f"--index-url={hostile}" in next(called for called in calls if "-qq" in called)
+
+    def test_parameters_come_from_the_command_line_only(self, stubbed):
+        named = dict.fromkeys(
+            "PROFILE RUNS MODEL DATA ROWS DEVICE METHODS BAD_ROWS NAPO_MODEL NAPO_BAD_ROWS".split(), "env"
         )
-        assert expected in re.sub(r"\s+", " ", shown.replace("\\\n", " "))
-        plain_call = run_make(copy, "-n", "reproduce", MODEL="from the environment").stdout
-        assert ' -p "' not in plain_call and '--profile "desk"' in plain_call
+        (called,) = stubbed("reproduce", **named)
+        assert called[:3] == ["-m", "napo", "run"] and called[3:5] == ["--profile=desk", "--runs-dir=runs"]
+        assert all(option.endswith("=") for option in called[5:]) and len(called) == 12
+        asked = command.parser("run")
+        command.add_profile(asked, "desk", command.OVERRIDES)
+        assert command.given_overrides(asked.parse_args(called[3:])) == {}
 
     def test_clean_keeps_what_is_published(self, copy):
         for name in ("runs/desk/a", "figures/desk/a.png", "figures/study/a.png", ".venv/a"):

@@ -84,7 +84,8 @@ def _finished(session, notebook):
 
 def _sources(session, records):
     """The files to copy: the figures that these runs drew (older ones may lie beside them), tables, claims, report."""
-    figures = sorted(session.root / name for record in records for name in record["figures"] if name.endswith(".png"))
+    drawn = [session.figures / name for record in records for name in record["figures"]]
+    figures = sorted(path for path in drawn if path.suffix == ".png")
     tables = sorted((session.folder / "tables").glob("*.csv"))
     if not figures or not tables:
         again = f"make reproduce PROFILE={session.profile}"

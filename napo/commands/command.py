@@ -6,10 +6,13 @@ Exit status: 0 done, 1 the work was tried and failed, 2 bad input (one line says
 import argparse
 import functools
 import sys
+import textwrap
 from pathlib import Path
 
 from napo import profiles
-from napo.workshop.files import BadInput
+from napo.workshop import console
+from napo.workshop.files import BadInput, shown
+from napo.workshop.texts import printable
 
 COMMANDS = {
     "run": "run the notebooks that are not up to date",
@@ -38,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser of one command; a wrong call raises BadInput."""
 
     def error(self, message):
-        raise BadInput(f"{message} (see {self.prog} --help)")
+        raise BadInput(f"{textwrap.shorten(message, 200, placeholder=' ...')} (see {self.prog} --help)")
 
 
 def parser(name):
@@ -51,13 +54,21 @@ def add_profile(top, default, overrides=()):
     top.add_argument("--profile", default=default, help=f"{', '.join(profiles.PROFILES)}; default: {default}")
     top.add_argument("--runs-dir", default="runs", metavar="FOLDER", help="default: runs")
     for name in overrides:
-        option = f"--{name.replace('_', '-')}"
-        top.add_argument(option, default="", help=f"{OVERRIDES[name]}; default: the profile's own")
+        choices = ("", "cpu", "cuda") if name == "device" else None
+        about = {"help": f"{OVERRIDES[name]}; default: the profile's own", "metavar": name.upper()}
+        top.add_argument(f"--{name.replace('_', '-')}", default="", choices=choices, **about)
 
 
 def given_overrides(asked):
     """{name: value} of the overrides that the command line gives."""
     return {name: value for name, value in vars(asked).items() if name in OVERRIDES and value}
+
+
+def plain_name(text, what):
+    """`text`, which becomes the name of a folder. Raises BadInput for one that would lie elsewhere or be hidden."""
+    if not text or text.startswith(".") or not text.isprintable() or set(text) & set("/\\") or len(text.encode()) > 200:
+        raise BadInput(f"{what} {text[:100]!r} cannot name a folder: use letters, digits, - and _")
+    return text
 
 
 def asked_profile(asked):
@@ -76,12 +87,19 @@ def exit_status(main):
     @functools.wraps(main)
     def status(*arguments, **places):
         try:
-            return main(*arguments, **places) or 0
+            with console.stoppable():
+                return main(*arguments, **places) or 0
         except BadInput as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+            print(f"error: {printable(error)}", file=sys.stderr, flush=True)
+            return 2
+        except OSError as error:  # of the machine: a full disk, a limit, a folder that may not be written
+            if error.strerror is None:
+                raise
+            place = f"{shown(error.filename)}: " if isinstance(error.filename, str) else ""
+            print(f"error: {place}{error.strerror}; put that right and run the same command again", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            print("stopped: run the same command again to go on", file=sys.stderr, flush=True)
             return 130
 
     return status

@@ -108,6 +108,7 @@ def evaluate_model(request):
 
 def _check(request):
     """Check the request before anything is loaded. Raises BadInput."""
+    command.plain_name(request.name, "--label" if request.label else "the model's name (give a --label)")
     if request.adapter and not (Path(request.adapter) / "adapter_config.json").is_file():
         raise BadInput(f"no adapter in {request.adapter}: name the folder that holds adapter_config.json")
     if request.batch_size < 1 or request.limit < 0:
@@ -159,4 +160,4 @@ def main(arguments=None):
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
     files = {name: shown(request.folder / name) for name in written}
-    print(json.dumps(found | {"files": files}, indent=1, ensure_ascii=False))
+    print(json.dumps(found | {"files": files}, indent=1))

@@ -1,6 +1,4 @@
-"""`napo fetch [GROUP …]`, or `make data`: fetch the official files of the benchmarks. Status 1: some are missing."""
-
-import sys
+"""`napo fetch [GROUP …]`, or `make data`: fetch the official files of the benchmarks."""
 
 from napo.commands import command
 from napo.official import fetch
@@ -25,9 +23,8 @@ def main(arguments=None, sources=TABLE):
         print("\n".join(fetch.table(chosen)))
         return 0
     if failed := fetch.fetch(chosen, asked.to):
-        missing = f"{len(failed)} of {len(chosen)} sources are missing"
-        print(f"error: {missing}; the same command goes on from here", file=sys.stderr)
-        return 1
+        names = ", ".join(source.path for source in failed[:5]) + (", …" if len(failed) > 5 else "")
+        raise BadInput(f"{len(failed)} of {len(chosen)} sources are missing ({names}): run again to go on from here")
     print(f"all there: {shown(asked.to)}/, recorded in {fetch.RECORD}")
 
 

@@ -6,12 +6,13 @@ napo judge write …   and   napo judge read …   (prompts out, reviews back in
 """
 
 import sys
+from pathlib import Path
 
 from napo.commands import command
 from napo.official import judge
 from napo.official.judge import KEY_VARIABLE, Endpoint, LocalChat
 from napo.official.records import read_predictions
-from napo.workshop.files import shown
+from napo.workshop.files import BadInput, shown
 
 
 def parser():
@@ -28,6 +29,7 @@ def parser():
     add = {way: one.add_argument for way, one in ways.choices.items()}
     add["endpoint"]("--url", default="https://api.openai.com/v1")
     add["endpoint"]("--key-variable", default=KEY_VARIABLE, help="environment variable with the key")
+    add["endpoint"]("--allow-http", action="store_true", help="send texts and key without encryption to any machine")
     add["local"]("--device", default="cpu")
     add["read"]("--replies", required=True, help="JSON lines {item, text}")
     add["read"]("--name", required=True, help="who judged")
@@ -37,11 +39,14 @@ def parser():
 @command.exit_status
 def main(arguments=None):
     asked = parser().parse_args(arguments)
+    if Path(asked.out).is_dir():
+        raise BadInput(f"--out {shown(asked.out)} is a folder: name a file")
     template = judge.read_template(asked.template)
     digest = judge.sha256(template)
     prompts = judge.make_prompts(read_predictions(asked.items), read_predictions(asked.answers), template)
     if asked.way == "endpoint":
-        judge.review(prompts, Endpoint(asked.url, asked.model, asked.key_variable), digest, asked.out)
+        endpoint = Endpoint(asked.url, asked.model, asked.key_variable, allow_http=asked.allow_http)
+        judge.review(prompts, endpoint, digest, asked.out)
     elif asked.way == "local":
         judge.review(prompts, LocalChat(asked.model, asked.device), digest, asked.out)
     elif asked.way == "write":

@@ -4,7 +4,6 @@ Every process trains and rank 0 writes. q and gamma are means over the micro-bat
 that of one process with as many rows in its batch. Notebook 03 then finds the cell finished.
 """
 
-import tempfile
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from napo.comparison.cells import cell_folder, is_finished, take_part, train_cel
 from napo.methods import METHODS
 from napo.preflight import checks
 from napo.training import trainer
+from napo.workshop import console
 from napo.workshop.files import shown
 
 
@@ -36,7 +36,7 @@ def train_together(cell, profile, runs_dir="runs"):
     if state.is_main_process:
         train_cell(cell, profile, runs_dir)
     else:
-        with tempfile.TemporaryDirectory() as scratch:
+        with console.scratch("rank") as scratch:
             take_part(Path(scratch), cell, profile, runs_dir)
     state.wait_for_everyone()
     return folder

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from napo.commands import command
-from napo.engine import logps, models, packing, preferences
+from napo.engine import logps, models, packing, preferences, row_check
 from napo.methods import REJECTED_KINDS
 from napo.noise import evidence, posterior
 from napo.noise.check import check_answers, estimates
@@ -31,7 +31,8 @@ def check(pairs, model, out, *, rows=0, quantisation=None, device="cpu", batch_s
     mask  the image that stood in for the real one when the language-biased answers were made (`perturb.mask_image`)
     Returns {kind: {"rate", "lo", "hi", "rows", "equal"}}. Raises BadInput.
     """
-    dataset = preferences.load_source(str(pairs), rows)
+    fits = models.LoadOnce(lambda: row_check.of_model(str(model)))
+    dataset = preferences.load_source(str(pairs), rows, unfit=lambda row: fits()(row))
     kinds = tuple(kind for kind in REJECTED_KINDS if kind in dataset.column_names)
     check_answers(dataset, kinds, pairs)
     loaded, processor = models.load(model, quantisation or Quantisation(four_bit=False), device)
@@ -59,7 +60,9 @@ def page(table, rates, texts, title):
     header = ["kind", "estimated noise [95 %]", "rows", "rows whose answer equals the chosen one"]
     rows = [[kind, markdown.number(r["rate"], r["lo"], r["hi"], 3), r["rows"], r["equal"]] for kind, r in rates.items()]
     suspects = "\n\n".join(_suspects(table[table["kind"] == kind], kind, texts) for kind in rates)
-    return command.template("noise").format(title=title, rates=markdown.table(header, rows), suspects=suspects)
+    return command.template("noise").format(
+        title=markdown.plain(title), rates=markdown.table(header, rows), suspects=suspects
+    )
 
 
 def _suspects(table, kind, texts):
@@ -67,7 +70,8 @@ def _suspects(table, kind, texts):
     ranked = table[~table["same"]].sort_values(["posterior", "evidence"], ascending=False, kind="stable")
     columns, rows = ["question", "chosen", kind], []
     for row in ranked.head(SHOWN).itertuples():
-        rows.append([row.row_id, f"{row.posterior:.3f}", *map(_shortened, texts.loc[row.row_id, columns])])
+        foreign = [markdown.plain(_shortened(str(text))) for text in (row.row_id, *texts.loc[row.row_id, columns])]
+        rows.append([foreign[0], f"{row.posterior:.3f}", *foreign[1:]])
     listed = markdown.table(["row", "probability", *columns], rows)
     return f"## Most suspect: {kind} (without those equal to the chosen answer)\n\n{listed}"
 

@@ -9,8 +9,9 @@ import sys
 from napo import profiles
 from napo.commands import command
 from napo.runner.notebooks import select
-from napo.runner.run import NotebookFailed, interruptible, run_all
+from napo.runner.run import NotebookFailed, run_all
 from napo.runner.staleness import Session
+from napo.workshop import console
 
 
 def parser():
@@ -44,10 +45,12 @@ def main(arguments=None, *, known_profile=None, **places):
     asked.given += [f"{name}={value}" for name, value in command.given_overrides(asked).items()]
     session = Session(asked.profile, asked.runs_dir, timeout=asked.execution_timeout, **places)
     try:
-        with interruptible():
-            selected = select(session.notebooks, asked.wanted)
-            known_profile(asked.profile) if known_profile else announce(asked)
-            run_all(session, selected, asked.given, asked.force)
+        selected = select(session.notebooks, asked.wanted)
+        console.check_limits()
+        known_profile(asked.profile) if known_profile else announce(asked)
+        run_all(session, selected, asked.given, asked.force)
     except NotebookFailed as error:
+        if console.is_stopping():
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -1,10 +1,11 @@
-"""`napo serve`, or `make explore`: serve the explorer on this machine. The exit status is Voila's."""
+"""`napo serve`, or `make explore`: serve the explorer on this machine. Ctrl-C or SIGTERM ends it."""
 
 import importlib.util
-import tempfile
 
+from napo import profiles
 from napo.commands import command
-from napo.explorer.serve import free_port, serve
+from napo.explorer.serve import free_port, serve, write_page
+from napo.workshop import console
 from napo.workshop.files import BadInput
 
 
@@ -20,6 +21,7 @@ def main(arguments=None):
     asked = parser().parse_args(arguments)
     if importlib.util.find_spec("voila") is None:
         raise BadInput("voila is missing: pip install 'napo[notebooks]'")
-    port = free_port() if asked.port is None else asked.port
-    with tempfile.TemporaryDirectory(prefix="napo-explorer-") as folder:
-        return serve(folder, asked.profile, asked.runs_dir, port)
+    profiles.get(asked.profile)  # a known name
+    port = free_port(asked.port)
+    with console.scratch("explorer") as folder:
+        serve(write_page(folder, asked.profile, asked.runs_dir), port)

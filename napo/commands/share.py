@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 from huggingface_hub import CardData, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from peft import PeftConfig
@@ -25,7 +25,7 @@ from napo.methods import ALPHA, METHODS
 from napo.preflight import checks
 from napo.study import frames, markdown
 from napo.workshop import artifacts, hub
-from napo.workshop.files import BadInput, atomic, require, shown
+from napo.workshop.files import BadInput, atomic, first_line, provenance, read_parquet, require, shown
 
 
 def adapter_card(cell, profile, runs_dir="runs"):
@@ -33,7 +33,7 @@ def adapter_card(cell, profile, runs_dir="runs"):
     folder = cell_folder(profile, cell, runs_dir)
     adapter, file, scores = require(folder / "adapter", "03"), folder / "scores.parquet", []
     if file.exists():
-        scores = list(frames.results_table(pd.read_parquet(file), np.random.default_rng(0)).itertuples())
+        scores = list(frames.results_table(read_parquet(file, "04"), np.random.default_rng(0)).itertuples())
     facts = {"cell": cell, "method": METHODS[cell.method], "alpha": ALPHA, "scores": scores}
     return _card("adapter", profile, adapter, facts | {"arrows": markdown.ARROW, "number": markdown.number})
 
@@ -48,7 +48,7 @@ def _card(name, profile, path, facts):
     """A card: the Jinja template of that name and the one on origin, for the artefact at `path`."""
     text = command.template(name) + command.template("origin")
     facts |= {"profile": profile, "model": named(profile.model), "data": named(profile.data), "is_local": is_local}
-    facts |= {"licence": source_licence, "record": artifacts.provenance(path)}
+    facts |= {"licence": source_licence, "record": provenance(path), "plain": markdown.plain}
     return f"{RepoCard.from_template(CardData(), template_str=text, **facts)}\n"
 
 
@@ -72,33 +72,38 @@ def pairs_of(profile, base, runs_dir):
 
 
 def write_adapter(cell, profile, to, runs_dir="runs"):
-    """Write the folder `to`: the adapter in peft's format and its card."""
+    """Write the folder `to`: the adapter in peft's format and its card. Raises BadInput."""
     text = adapter_card(cell, profile, runs_dir)
+    adapter = cell_folder(profile, cell, runs_dir) / "adapter"
     check_replaceable(to, "adapter_config.json")
     with atomic(to) as folder:
-        shutil.copytree(cell_folder(profile, cell, runs_dir) / "adapter", folder)
-        config = PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(adapter))
         config.base_model_name_or_path = named(profile.model)
         config.save_pretrained(str(folder))
+        shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
         (folder / "README.md").write_text(text, encoding="utf-8")
     return Path(to)
 
 
 def write_data(profile, to, base=0, runs_dir="runs"):
-    """Write the folder `to`: the pairs as parquet and their card."""
+    """Write the folder `to`: the pairs as parquet and their card. Raises BadInput."""
     text = data_card(profile, base, runs_dir)
+    pairs = pairs_of(profile, base, runs_dir)
     check_replaceable(to, "data/pairs.parquet")
+    named_paths = pq.ParquetFile(pairs).read(["image.path"])["image"].combine_chunks().field("path").to_pylist()
+    if any(path and Path(path).name != path for path in named_paths):
+        raise BadInput(f"{shown(pairs)} names places of pictures on this machine: run notebook 01 again")
     with atomic(to) as folder:
         (folder / "data").mkdir(parents=True)
-        shutil.copyfile(pairs_of(profile, base, runs_dir), folder / "data" / "pairs.parquet")
+        shutil.copyfile(pairs, folder / "data" / "pairs.parquet")
         (folder / "README.md").write_text(text, encoding="utf-8")
     return Path(to)
 
 
 def check_replaceable(to, own):
-    """Raises BadInput if `to` holds anything but an earlier export, which has the file `own` and a card."""
+    """Raises BadInput if `to` holds anything but an earlier export (the file `own`, a card), or is a run's artefact."""
     to = Path(to)
-    written_here = (to / own).is_file() and (to / "README.md").is_file()
+    written_here = (to / own).is_file() and (to / "README.md").is_file() and not provenance(to.absolute())
     if to.exists() and not written_here and (not to.is_dir() or any(to.iterdir())):
         raise BadInput(f"{shown(to)} holds something else: give a new folder by --to")
 
@@ -110,7 +115,7 @@ def push(folder, name, kind):
         address = api.create_repo(name, repo_type=kind, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, repo_type=kind, folder_path=str(folder), commit_message="Upload with its card")
     except (HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
-        failed = f"cannot push {shown(folder)} to {name} ({(str(error) or type(error).__name__).splitlines()[0][:200]})"
+        failed = f"cannot push {shown(folder)} to {name} ({first_line(error)[:120]})"
         raise BadInput(f"{failed}: run `hf auth login`, check name and network") from error
     return str(address)
 

@@ -28,32 +28,13 @@ def train_cell(cell, profile, runs_dir="runs"):
     folder = cell_folder(profile, cell, runs_dir)
     if not METHODS[cell.method].trained:
         return folder
-    made_from = cell_made_from(cell, profile, runs_dir)
-    checkpoints = cell_checkpoints(cell, profile, runs_dir)
-    artifacts.build(
-        folder / "adapter",
-        lambda path: _train(path, cell, profile, runs_dir, checkpoints),
-        seeds=[cell.seed],
-        **made_from,
-    )
-    artifacts.build(
-        folder / "steps.jsonl",
-        lambda path: shutil.copyfile(folder / "adapter" / "steps.jsonl", path),
-        settings={},
-        stage="training",
-        inputs=[folder / "adapter"],
-    )
+    adapter, made_from = folder / "adapter", cell_made_from(cell, profile, runs_dir)
+    artifacts.build(adapter, lambda path: take_part(path, cell, profile, runs_dir), seeds=[cell.seed], **made_from)
+    copied = {"settings": {}, "stage": "training", "inputs": [adapter]}
+    artifacts.build(folder / "steps.jsonl", lambda path: shutil.copyfile(adapter / "steps.jsonl", path), **copied)
     for left in folder.glob("checkpoints-*"):
         shutil.rmtree(left)
     return folder
-
-
-def take_part(path, cell, profile, runs_dir="runs"):
-    """Trains a cell as one of several processes (napo/commands/launch.py); another one keeps the result.
-
-    path  folder for this process's own output
-    """
-    _train(path, cell, profile, runs_dir, cell_checkpoints(cell, profile, runs_dir))
 
 
 # ---- what a cell depends on -----------------------------------------------------------------------------------------
@@ -136,8 +117,11 @@ def training_set(cell, profile, paths):
     return TrainingSet(rows, reference, flipped, weights, labels.q_per_row(method, estimated)), method
 
 
-def _train(path, cell, profile, runs_dir, checkpoints):
-    """Trains a cell into the folder `path`: the adapter and steps.jsonl."""
+def take_part(path, cell, profile, runs_dir="runs"):
+    """Trains a cell into the folder `path`: the adapter and steps.jsonl.
+
+    Of several processes (napo/commands/launch.py) one keeps the result; the others take part in a folder of their own.
+    """
     paths = training_inputs(cell, profile, runs_dir)
     data, method = training_set(cell, profile, paths)
     predicted = memory.plan(profile, cell.base, data.rows, KINDS)
@@ -149,6 +133,7 @@ def _train(path, cell, profile, runs_dir, checkpoints):
     settings = trainer.Fit(
         profile.training, profile.lora, cell.seed, profile.device, profile.quantisation.dtype, profile.report_to
     )
+    checkpoints = cell_checkpoints(cell, profile, runs_dir)
     policy, steps = trainer.fit(model, processor, method, data, settings, checkpoints, save_to=path)
     grown = memory.in_words(memory.peak(profile.device) - before)
     print(f"memory measured: {memory.describe(memory.measured(policy))}; {grown} in all, at the peak")

@@ -14,19 +14,19 @@ official layout; `python -m napo evaluate NAME --data FOLDER` then asks and scor
 
 import functools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from napo.desk import layout
 from napo.desk.language import Claim
 from napo.desk.questions import CAPTION_KINDS, PRIOR_KINDS, ask, defies_prior, question, statement_question
-from napo.desk.scenes import CELLS, CLASSES, PRIOR, Scene, missing_partners, prior_scene, render, sample_scene, split_of
+from napo.desk.scenes import PRIOR, Scene, missing_partners, prior_scene, render, sample_scene, scattered, split_of
 from napo.desk.truth import judge
 from napo.official.benchmarks import Benchmark, Question
+from napo.official.records import long_rows
 
 VQA = ("vqa_factual", "vqa_counterfactual")
-NAMES = (*VQA, "objhal", "vlind", "amber", "pope")
 GOOD_IMAGES = 3  # renderings of each VLind instance
 
 
@@ -51,18 +51,14 @@ class Item:
         return render(self.scene)
 
 
+@functools.cache  # a grid's worker asks for the same items in every cell
 def items(name, n, seed=0, split="test"):
-    """The items of `n` examples of a benchmark, on scenes of one split.
+    """A tuple of the items of `n` examples of a benchmark, on scenes of one split.
 
     split  "test" for reporting, "dev" for choosing settings
     A VLind example has 6 + 2 * GOOD_IMAGES items, any other has one, so VLind gets n / 3 examples.
     Raises ValueError for an unknown name.
     """
-    return list(_items(name, n, seed, split))
-
-
-@functools.cache  # a grid's worker asks for the same items in every cell
-def _items(name, n, seed, split):
     rng = np.random.default_rng([seed, NAMES.index(name)])
     examples = -(-n // 3) if name == "vlind" else n
     return tuple(item for i in range(examples) for item in _MAKERS[name](f"{name}-{split}-{i:04d}", i, rng, split))
@@ -70,16 +66,15 @@ def _items(name, n, seed, split):
 
 def _factual(example_id, i, rng, split):
     kinds = (*PRIOR_KINDS, "where", "count")
-    return [_vqa_item("vqa_factual", example_id, kinds[i % len(kinds)], rng, split, counterfactual=False)]
+    return [_vqa_item("vqa_factual", example_id, kinds[i % len(kinds)], rng, split)]
 
 
 def _counterfactual(example_id, i, rng, split):
-    return [
-        _vqa_item("vqa_counterfactual", example_id, PRIOR_KINDS[i % len(PRIOR_KINDS)], rng, split, counterfactual=True)
-    ]
+    return [_vqa_item("vqa_counterfactual", example_id, PRIOR_KINDS[i % len(PRIOR_KINDS)], rng, split)]
 
 
-def _vqa_item(benchmark, example_id, kind, rng, split, counterfactual):
+def _vqa_item(benchmark, example_id, kind, rng, split):
+    counterfactual = benchmark == "vqa_counterfactual"
     while True:
         scene = sample_scene(rng, counterfactual, split)
         asked = ask(scene, kind, rng)
@@ -88,17 +83,15 @@ def _vqa_item(benchmark, example_id, kind, rng, split, counterfactual):
 
 
 def _caption(example_id, i, rng, split):
-    scene = sample_scene(rng, bool(i // 2 % 2), split)
-    kind = CAPTION_KINDS[i % 2]
+    scene, kind = sample_scene(rng, bool(i // 2 % 2), split), CAPTION_KINDS[i % 2]
     return [Item("objhal", example_id, question(kind).text, kind, scene)]
 
 
 def _amber(example_id, i, rng, split):
     """Captions at even places, questions for absent things at odd ones: AMBER's answer is always no."""
     scene = sample_scene(rng, bool(i // 2 % 2), split)
-    if i % 2 == 0:
-        return [Item("amber", example_id, question("caption").text, "caption", scene)]
-    return [Item("amber", example_id, question("existence", _absent(scene, rng, True)).text, "existence", scene)]
+    asked = question("existence", _absent(scene, rng, True)) if i % 2 else question("caption")
+    return [Item("amber", example_id, asked.text, asked.kind, scene)]
 
 
 def _pope(example_id, i, rng, split):
@@ -111,29 +104,27 @@ def _pope(example_id, i, rng, split):
 
 def _absent(scene, rng, expected):
     """An absent class; if `expected`, one whose partner is present, if there is one."""
-    if expected and missing_partners(scene):
-        return rng.choice(missing_partners(scene)).item()
-    return rng.choice([name for name in CLASSES if name not in scene.names]).item()
+    return rng.choice(expected and missing_partners(scene) or scene.absent).item()
 
 
 def _vlind(example_id, i, rng, split):
     """One instance: a thing with an untypical colour or background."""
     about = ("colour", "background")[i % 2]
     scene, subject = _broken_scene(about, rng, split)
-    true = Claim(about, subject, scene.find(subject).colour if about == "colour" else scene.background)
+    true = Claim(about, subject, scene.value(about, subject))
     false = Claim(about, subject, getattr(PRIOR[subject], about))
-    absent = rng.choice([name for name in CLASSES if name not in scene.names]).item()
+    absent = rng.choice(scene.absent).item()
     usual = prior_scene(scene, subject, with_partner=False)
-    good = [scene] + [_redrawn(scene, rng, split) for _ in range(GOOD_IMAGES - 1)]
     asked = [
         ("a1", usual, statement_question(false, "common sense")),
         ("a2", usual, statement_question(true, "common sense")),
-        ("b1", scene, statement_question(Claim("exists", subject, ""), "image")),
-        ("b2", scene, statement_question(Claim("exists", absent, ""), "image")),
+        ("b1", scene, statement_question(Claim("exists", subject), "image")),
+        ("b2", scene, statement_question(Claim("exists", absent), "image")),
         ("c1", scene, statement_question(true, "context", context=true)),
         ("c2", scene, statement_question(false, "context", context=true)),
     ]
-    for k, image in enumerate(good):
+    for k in range(GOOD_IMAGES):
+        image = _redrawn(scene, rng, split) if k else scene
         asked += [(f"d1:{k}", image, statement_question(true)), (f"d2:{k}", image, statement_question(false))]
     return [Item("vlind", example_id, posed.text, about, image, step) for step, image, posed in asked]
 
@@ -142,17 +133,14 @@ def _broken_scene(about, rng, split):
     while True:
         scene = sample_scene(rng, True, split)
         subject = scene.things[rng.integers(len(scene.things))].name
-        usual = PRIOR[subject]
-        if (scene.find(subject).colour, scene.background)[about == "background"] != getattr(usual, about):
+        if scene.value(about, subject) != getattr(PRIOR[subject], about):
             return scene, subject
 
 
 def _redrawn(scene, rng, split):
     """The same things in other cells on the same background, in the same split."""
     while True:
-        cells = rng.permutation(len(CELLS))[: len(scene.things)]
-        things = [replace(thing, cell=int(cell)) for thing, cell in zip(scene.things, cells, strict=True)]
-        drawn = Scene(tuple(sorted(things, key=lambda thing: thing.cell)), scene.background, int(rng.integers(2**31)))
+        drawn = scattered([(thing.name, thing.colour) for thing in scene.things], scene.background, rng)
         if split_of(drawn) == split:
             return drawn
 
@@ -165,6 +153,7 @@ _MAKERS = {
     "amber": _amber,
     "pope": _pope,
 }
+NAMES = tuple(_MAKERS)  # the place of a name is part of the seed of its items: new ones come last
 
 
 def asked(name, items):
@@ -183,11 +172,9 @@ def asked(name, items):
 
 def vqa_scores(items, answers):
     """Long rows (dicts of benchmark, metric, example_id, question_kind, value) for a model's answers to VQA items."""
-    return [row for item, answer in zip(items, answers, strict=True) for row in _vqa_rows(item, answer)]
-
-
-def _vqa_rows(item, answer):
-    judged = judge(item.scene, item.question, answer)
-    keys = {"benchmark": item.benchmark, "example_id": item.example_id, "question_kind": item.question_kind}
-    values = {"accuracy": judged.right, "irrelevant": judged.irrelevant > 0, "tokens": len(answer.split())}
-    return [{**keys, "metric": metric, "value": float(value)} for metric, value in values.items()]
+    rows = []
+    for item, answer in zip(items, answers, strict=True):
+        judged = judge(item.scene, item.question, answer)
+        values = {"accuracy": judged.right, "irrelevant": judged.irrelevant > 0, "tokens": len(answer.split())}
+        rows += long_rows(item.benchmark, item.example_id, item.question_kind, values)
+    return rows

@@ -6,40 +6,18 @@ Words are lower case and separated by single spaces, punctuation included, so a 
 import re
 from typing import NamedTuple
 
-from napo.desk.scenes import BACKGROUNDS, CELLS, CLASSES, COLOURS
+from napo.desk.scenes import BACKGROUNDS, CELLS, CLASSES, COLOURS, WORLD
 
 NUMBERS = ("one", "two", "three", "four")
+FORMS = WORLD["sentences"]  # kind of claim -> the sentence that makes it
 
 
 class Claim(NamedTuple):
-    """One statement that a sentence makes.
+    """One statement that a sentence makes."""
 
-    about    "colour", "background", "where", "exists", "absent", "count", "reply" (yes, no), "verdict" (true, false)
-    subject  the class it is about, "" for count, reply and verdict
-    value    colour, background, cell, number word, "yes"/"no" or "true"/"false"; "" for exists and absent
-    """
-
-    about: str
-    subject: str
-    value: str
-
-
-class Reading(NamedTuple):
-    """A parsed answer: the claims of its sentences in order, and the number of sentences that fit no form."""
-
-    claims: tuple[Claim, ...]
-    broken: int
-
-
-FORMS = {
-    "colour": "the {subject} is {value} .",
-    "background": "the {subject} is on {value} .",
-    "where": "the {subject} is at the {value} .",
-    "exists": "there is a {subject} in the image .",
-    "absent": "there is no {subject} .",
-    "reply": "{value} .",
-    "verdict": "{value} .",
-}
+    about: str  # a key of FORMS, or "count"
+    subject: str = ""  # the class it is about, "" for count, reply and verdict
+    value: str = ""  # colour, background, cell, number word, "yes"/"no" or "true"/"false"; else ""
 
 
 def say(claim):
@@ -67,9 +45,9 @@ _PATTERNS = [
     (re.compile(f"the {_CLASS} is {_COLOUR}"), lambda subject, value: Claim("colour", subject, value)),
     (re.compile(f"the {_CLASS} is on {_BACKGROUND}"), lambda subject, value: Claim("background", subject, value)),
     (re.compile(f"the {_CLASS} is at the {_CELL}"), lambda subject, value: Claim("where", subject, value)),
-    (re.compile(f"there is a {_CLASS} in the image"), lambda subject: Claim("exists", subject, "")),
-    (re.compile(f"yes , there is a {_CLASS}"), lambda subject: Claim("exists", subject, "")),
-    (re.compile(f"(?:no , )?there is no {_CLASS}"), lambda subject: Claim("absent", subject, "")),
+    (re.compile(f"there is a {_CLASS} in the image"), lambda subject: Claim("exists", subject)),
+    (re.compile(f"yes , there is a {_CLASS}"), lambda subject: Claim("exists", subject)),
+    (re.compile(f"(?:no , )?there is no {_CLASS}"), lambda subject: Claim("absent", subject)),
     (re.compile("there is (one) object"), lambda value: Claim("count", "", value)),
     (re.compile(f"there are {_any(NUMBERS[1:])} objects"), lambda value: Claim("count", "", value)),
     (re.compile("(yes|no)"), lambda value: Claim("reply", "", value)),
@@ -78,11 +56,13 @@ _PATTERNS = [
 
 
 def read(text):
-    """The Reading of any text. Sentences end with a full stop; one that fits no form or is cut off is broken."""
+    """(claims of its sentences in order, number of sentences that fit no form) of any text.
+
+    Sentences end with a full stop; one that is cut off fits no form.
+    """
     *sentences, rest = [part.strip() for part in " ".join(text.split()).split(".")]
-    read_sentences = [_read_sentence(sentence) for sentence in sentences]
-    claims = [claim for found in read_sentences if found for claim in found]
-    return Reading(tuple(claims), sum(found is None for found in read_sentences) + bool(rest))
+    found = [_read_sentence(sentence) for sentence in sentences]
+    return tuple(claim for claims in found for claim in claims or ()), found.count(None) + bool(rest)
 
 
 def _read_sentence(sentence):
@@ -96,24 +76,12 @@ def _read_sentence(sentence):
 
 
 def _phrase_claims(colour, subject, cell):
-    claims = [Claim("exists", subject, "")]
-    claims += [Claim("colour", subject, colour)] if colour else []
-    return claims + ([Claim("where", subject, cell)] if cell else [])
+    claims = [Claim("exists", subject), Claim("colour", subject, colour), Claim("where", subject, cell)]
+    return [claim for claim in claims if claim.value is not None]
 
 
-_QUESTION_WORDS = (
+_WORDS = (
     "what colour is the on ? where how many objects are there a an in image statement : context based common sense , "
     "true or false forget and just follow describe detail . yes no one object at"
 )
-VOCABULARY = tuple(
-    dict.fromkeys(
-        [
-            *_QUESTION_WORDS.split(),
-            *NUMBERS,
-            *CLASSES,
-            *COLOURS,
-            *BACKGROUNDS,
-            *(word for cell in CELLS for word in cell.split()),
-        ]
-    )
-)
+VOCABULARY = tuple(dict.fromkeys(" ".join([_WORDS, *NUMBERS, *CLASSES, *COLOURS, *BACKGROUNDS, *CELLS]).split()))

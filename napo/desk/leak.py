@@ -5,8 +5,7 @@ Swapped labels, the other kind of injected noise, need no truth: napo/noise/inje
 
 from napo.desk.questions import full_answer, parse
 from napo.desk.scenes import from_json
-
-BIASED = ("language_biased", "vision_biased")
+from napo.engine.preferences import BIASED
 
 
 def leak(rows, rate, rng):

@@ -8,11 +8,11 @@ If it sees no difference there is no pair. No chosen answer is written from the 
 import numpy as np
 import torch
 
-from napo.desk.leak import BIASED
 from napo.desk.questions import CAPTION_KINDS, KINDS, PRIOR_KINDS, ask
 from napo.desk.scenes import from_json, prior_scene, render, sample_scene, to_json
 from napo.desk.speak import answer
-from napo.desk.truth import is_good, judge
+from napo.desk.truth import judge
+from napo.engine.preferences import BIASED
 
 SAMPLES = 6  # answers per question, at temperature 1
 TRUTH_SHARE = 0.5  # share of questions that the labeller judges by the picture
@@ -84,8 +84,8 @@ def labeller_score(believed, question, answer):
 
 def label_noise(rows):
     """The rows with is_noise_<kind> for their biased answers: right and to the point although labelled rejected."""
-    return [row | {f"is_noise_{kind}": _is_good(row, kind) for kind in BIASED if kind in row} for row in rows]
-
-
-def _is_good(row, kind):
-    return is_good(from_json(row["scene"]), row["question"], row[kind])
+    labelled = []
+    for row in rows:
+        scene, kinds = from_json(row["scene"]), [kind for kind in BIASED if kind in row]
+        labelled.append(row | {f"is_noise_{kind}": judge(scene, row["question"], row[kind]).good for kind in kinds})
+    return labelled

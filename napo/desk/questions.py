@@ -5,56 +5,33 @@ import re
 from typing import NamedTuple
 
 from napo.desk.language import NUMBERS, Claim, name_things, read, say
-from napo.desk.scenes import BACKGROUNDS, CLASSES, COLOURS, PRIOR, missing_partners, prior_scene
+from napo.desk.scenes import BACKGROUNDS, CLASSES, COLOURS, PRIOR, WORLD, missing_partners, prior_scene
 
 KINDS = ("colour", "background", "where", "existence", "count", "statement", "caption", "detailed_caption")
 CAPTION_KINDS = ("caption", "detailed_caption")
+OF_THINGS = ("colour", "background", "where")  # kinds of questions, and of claims, about a thing that is there
 PRIOR_KINDS = ("colour", "background", "existence", "statement")  # kinds that the prior answers without an image
 
-_TEXTS = {
-    "colour": "what colour is the {subject} ?",
-    "background": "what is the {subject} on ?",
-    "where": "where is the {subject} ?",
-    "existence": "is there a {subject} in the image ?",
-    "count": "how many objects are there ?",
-    "caption": "describe the image .",
-    "detailed_caption": "describe the image in detail .",
-}
-# VLind-Bench's four prompts, shortened; {} is the statement, {context} a sentence. VLind-Bench puts the statement
-# first. Here it comes last, next to the verdict, which is easier to learn for models this small.
-STATEMENT_TEXTS = {
-    "common sense": "based on common sense , true or false : {}",
-    "image": "based on the image , true or false : {}",
-    "image only": "just follow the image , true or false : {}",
-    "context": "context : {context} just follow the context , true or false : {}",
-}
+STATEMENT_TEXTS = WORLD["statements"]  # {basis: prompt}
 YES_SHARE = 0.5  # of existence questions whose answer is yes
 PARTNER_SHARE = 0.8  # of the others that ask for the absent partner of something in the scene, if there is one
 TRUE_SHARE = 0.5  # of statements that are true
 
 
 class Question(NamedTuple):
-    """A parsed question.
+    """A parsed question."""
 
-    kind       one of KINDS
-    text       the question itself
-    subject    the class it asks about, "" for count and captions
-    statement  the claim to judge (kind "statement"), else None
-    basis      the basis to judge a statement by, a key of STATEMENT_TEXTS, else ""
-    context    the context's claim (basis "context"), else None
-    """
-
-    kind: str
-    text: str
-    subject: str = ""
-    statement: Claim | None = None
-    basis: str = ""
-    context: Claim | None = None
+    kind: str  # one of KINDS
+    text: str  # the question itself
+    subject: str = ""  # the class it asks about, "" for count and captions
+    statement: Claim | None = None  # the claim to judge, of kind "statement"
+    basis: str = ""  # what to judge it by, a key of STATEMENT_TEXTS
+    context: Claim | None = None  # the context's claim, of basis "context"
 
 
 def question(kind, subject=""):
     """The question of a kind other than "statement"."""
-    return Question(kind, _TEXTS[kind].format(subject=subject), subject)
+    return Question(kind, WORLD["questions"][kind].format(subject=subject), subject)
 
 
 def statement_question(statement, basis="image only", context=None):
@@ -79,20 +56,17 @@ def _existence_subject(scene, rng):
     if rng.random() < YES_SHARE:
         return scene.things[rng.integers(len(scene.things))].name
     partners = missing_partners(scene)
-    if partners and rng.random() < PARTNER_SHARE:
-        return partners[rng.integers(len(partners))]
-    return rng.choice([name for name in CLASSES if name not in scene.names]).item()
+    return rng.choice(partners if partners and rng.random() < PARTNER_SHARE else scene.absent).item()
 
 
 def _random_statement(scene, subject, rng):
     """A colour, background or existence statement. Where the prior is wrong, half of the false ones follow it."""
     about = ("colour", "background", "exists")[rng.choice(3, p=[0.4, 0.3, 0.3])]
     if about == "exists":
-        return Claim("exists", _existence_subject(scene, rng), "")
-    true = scene.find(subject).colour if about == "colour" else scene.background
+        return Claim("exists", _existence_subject(scene, rng))
+    true, usual = scene.value(about, subject), getattr(PRIOR[subject], about)
     if rng.random() < TRUE_SHARE:
         return Claim(about, subject, true)
-    usual = PRIOR[subject].colour if about == "colour" else PRIOR[subject].background
     values = [value for value in (COLOURS if about == "colour" else BACKGROUNDS) if value != true]
     return Claim(about, subject, usual if usual != true and rng.random() < 0.5 else rng.choice(values).item())
 
@@ -111,9 +85,7 @@ def full_answer(scene, asked):
     if asked.kind == "detailed_caption":
         named = " ".join(name_things([thing], where=True) for thing in scene.things)
         return f"{named} {say(Claim('background', scene.things[0].name, scene.background))}"
-    thing = scene.find(asked.subject)
-    value = {"colour": thing.colour, "background": scene.background, "where": thing.where}[asked.kind]
-    return say(Claim(asked.kind, asked.subject, value))
+    return say(Claim(asked.kind, asked.subject, scene.value(asked.kind, asked.subject)))
 
 
 def defies_prior(scene, asked):
@@ -132,21 +104,17 @@ def statement_holds(scene, asked):
 
 def common_sense(claim):
     """Whether the prior agrees with a colour or background claim."""
-    usual = PRIOR[claim.subject]
-    return claim.value == (usual.colour if claim.about == "colour" else usual.background)
+    return claim.value == getattr(PRIOR[claim.subject], claim.about)
 
 
 def holds(scene, claim):
     """Whether a claim about a scene is true; False for claims about absent things, and for reply and verdict."""
-    thing = scene.find(claim.subject)
-    if claim.about == "absent":
-        return thing is None
+    there = claim.subject in scene.names
     if claim.about == "count":
         return claim.value == NUMBERS[len(scene.things) - 1]
-    if thing is None:
-        return False
-    true = {"exists": "", "colour": thing.colour, "background": scene.background, "where": thing.where}
-    return claim.value == true.get(claim.about)
+    if claim.about in ("exists", "absent"):
+        return there == (claim.about == "exists")
+    return there and claim.about in OF_THINGS and claim.value == scene.value(claim.about, claim.subject)
 
 
 # ---- from text back to a question -----------------------------------------------------------------------------------
@@ -172,7 +140,7 @@ def _parse_statement(text, context, asking, statement):
 
 
 def _parse_claim(sentence):
-    claims = read(sentence).claims
+    claims, _ = read(sentence)
     if len(claims) != 1:
         raise ValueError(f"not a statement of the desk world: {sentence!r}")
     return claims[0]
@@ -182,5 +150,5 @@ def _parse_claim(sentence):
 def _known():
     """Every question that is not about a statement, by its text."""
     plain = [question(kind) for kind in ("count", *CAPTION_KINDS)]
-    asking = [question(kind, name) for kind in ("colour", "background", "where", "existence") for name in CLASSES]
+    asking = [question(kind, name) for kind in (*OF_THINGS, "existence") for name in CLASSES]
     return {asked.text: asked for asked in [*plain, *asking]}

@@ -8,48 +8,29 @@ only.
 
 import hashlib
 import json
+import tomllib
 from dataclasses import asdict, dataclass, replace
+from importlib import resources
 
 import numpy as np
 from PIL import Image
 
-from napo.desk.glyphs import GLYPHS
-
-COLOURS = {
-    "red": (225, 40, 40),
-    "green": (40, 200, 60),
-    "blue": (60, 90, 250),
-    "yellow": (250, 225, 40),
-    "purple": (175, 60, 215),
-    "black": (10, 10, 10),
-}
-BACKGROUNDS = {"grass": (95, 120, 80), "water": (105, 135, 165), "sand": (195, 175, 130), "snow": (225, 230, 235)}
+WORLD = tomllib.loads(resources.files(__package__).joinpath("world.toml").read_text(encoding="utf-8"))
+COLOURS, BACKGROUNDS = WORLD["colours"], WORLD["backgrounds"]  # name -> RGB
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is usual for a class."""
+    """What is usual for a class, and its shape: ten lines of ten squares."""
 
     colour: str
     background: str
     partner: str
+    shape: str
 
 
-PRIOR = {
-    "berry": Prior("red", "grass", "flower"),
-    "flower": Prior("purple", "grass", "frog"),
-    "frog": Prior("green", "grass", "berry"),
-    "whale": Prior("blue", "water", "duck"),
-    "duck": Prior("yellow", "water", "boat"),
-    "boat": Prior("red", "water", "whale"),
-    "crab": Prior("purple", "sand", "shell"),
-    "shell": Prior("yellow", "sand", "cactus"),
-    "cactus": Prior("green", "sand", "crab"),
-    "penguin": Prior("black", "snow", "hat"),
-    "hat": Prior("blue", "snow", "boot"),
-    "boot": Prior("black", "snow", "penguin"),
-}
+PRIOR = {name: Prior(**usual) for name, usual in WORLD["classes"].items()}
 CLASSES = tuple(PRIOR)
 
 SPLITS = ("train", "heldout", "dev", "test")
@@ -96,6 +77,15 @@ class Scene:
     @property
     def names(self):
         return frozenset(thing.name for thing in self.things)
+
+    @property
+    def absent(self):
+        """Classes that are not there."""
+        return [name for name in CLASSES if name not in self.names]
+
+    def value(self, about, name):
+        """The "colour" of the thing of that class, its cell ("where"), or the scene's "background"."""
+        return self.background if about == "background" else getattr(self.find(name), about)
 
 
 def to_json(scene):
@@ -150,19 +140,28 @@ def _draw_scene(rng, counterfactual, split):
     colours = {name: PRIOR[name].colour for name in names}
     background = PRIOR[names[0]].background
     if counterfactual == "uniform":
-        colours = {name: _allowed_colour(rng, name, split) for name in names}
+        colours = {name: rng.choice(_allowed_colours(name, split)).item() for name in names}
         background = rng.choice(list(BACKGROUNDS)).item()
     elif counterfactual:
         broken = rng.integers(3)  # 0 colour, 1 background, 2 both
         if broken != 1:
-            colours = {
-                n: _odd_colour(rng, n, split) if n == names[0] or rng.random() < 0.5 else colours[n] for n in names
-            }
+            for name in names:
+                if name == names[0] or rng.random() < 0.5:
+                    colours[name] = rng.choice(_odd_colours(name, split)).item()
         if broken != 0:
             background = rng.choice([b for b in BACKGROUNDS if b != background]).item()
-    cells = rng.permutation(len(CELLS))[: len(names)]
-    things = [Thing(name, colours[name], int(cell)) for name, cell in zip(names, cells, strict=True)]
-    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), background, int(rng.integers(2**31)))
+    return scattered([(name, colours[name]) for name in names], background, rng)
+
+
+def scattered(coloured, background, rng):
+    """The Scene of some (class, colour) pairs in random cells, with a random seed."""
+    cells = rng.permutation(len(CELLS))[: len(coloured)].tolist()
+    things = [Thing(*pair, cell) for pair, cell in zip(coloured, cells, strict=True)]
+    return _ordered(things, background, int(rng.integers(2**31)))
+
+
+def _ordered(things, background, seed):
+    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), background, seed)
 
 
 def _draw_names(rng):
@@ -174,17 +173,14 @@ def _draw_names(rng):
     return names[:3]
 
 
-def _odd_colour(rng, name, split):
-    """An untypical colour of a class: the reserved one in dev and test, one that is not reserved elsewhere."""
+def _odd_colours(name, split):
+    """Untypical colours of a class: the reserved one in dev and test, those that are not reserved elsewhere."""
     home = split if split in RESERVED_STEP.values() else None
-    odd = [c for c in COLOURS if c != PRIOR[name].colour and reserved_for(Thing(name, c, 0)) == home]
-    return rng.choice(odd).item()
+    return [c for c in COLOURS if c != PRIOR[name].colour and reserved_for(Thing(name, c, 0)) == home]
 
 
-def _allowed_colour(rng, name, split):
-    return rng.choice(
-        [c for c in COLOURS if split == "base" or reserved_for(Thing(name, c, 0)) in (None, split)]
-    ).item()
+def _allowed_colours(name, split):
+    return [c for c in COLOURS if split == "base" or reserved_for(Thing(name, c, 0)) in (None, split)]
 
 
 # ---- the prior world ------------------------------------------------------------------------------------------------
@@ -203,7 +199,7 @@ def prior_scene(scene, subject="", with_partner=True):
     if with_partner and partner not in scene.names:
         free = min(set(range(len(CELLS))) - {thing.cell for thing in things})
         things.append(Thing(partner, PRIOR[partner].colour, free))
-    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), PRIOR[main].background, scene.seed)
+    return _ordered(things, PRIOR[main].background, scene.seed)
 
 
 def missing_partners(scene):
@@ -233,10 +229,10 @@ def render_array(scene):
     return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
 
 
-def _mask(lines):
+def _mask(shape):
     """(20, 20) bool from ten lines of ten characters."""
-    squares = np.array([[mark == "#" for mark in line] for line in lines])
+    squares = np.array([[mark == "#" for mark in line] for line in shape.split()])
     return squares.repeat(GLYPH_SCALE, 0).repeat(GLYPH_SCALE, 1)
 
 
-MASKS = {name: _mask(GLYPHS[name]) for name in CLASSES}
+MASKS = {name: _mask(PRIOR[name].shape) for name in CLASSES}

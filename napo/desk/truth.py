@@ -24,42 +24,27 @@ claim and an empty answer makes none, so neither is ever right.
 from typing import NamedTuple
 
 from napo.desk.language import Claim, read
-from napo.desk.questions import CAPTION_KINDS, holds, parse, statement_holds
+from napo.desk.questions import CAPTION_KINDS, OF_THINGS, holds, parse, statement_holds
+from napo.desk.scenes import WORLD
 
-ASKED = {
-    "colour": {"colour"},
-    "background": {"background"},
-    "where": {"where"},
-    "existence": {"exists", "absent", "reply"},
-    "count": {"count"},
-    "statement": {"verdict"},
-    "caption": {"exists", "colour"},
-    "detailed_caption": {"exists", "colour", "where", "background", "count"},
-}
+ASKED = WORLD["asked"]  # kind of question -> kinds of claims that answer it
 DETAILS = {"where", "background", "count"}  # a detailed caption needs one of them
 
 
 class Judgement(NamedTuple):
-    """The verdict on an answer.
+    """The verdict on an answer."""
 
-    right         bool, by the table above
-    to_the_point  bool
-    irrelevant    number of claims not asked for
-    mentioned     classes that the answer says are there
-    hallucinated  mentioned classes that are absent
-    true, false   numbers of true and of false claims among those asked for
-    """
-
-    right: bool
+    right: bool  # by the table above
     to_the_point: bool
-    irrelevant: int
-    mentioned: frozenset
-    hallucinated: frozenset
-    true: int
-    false: int
+    irrelevant: int  # claims not asked for
+    mentioned: frozenset  # classes that the answer says are there
+    hallucinated: frozenset  # mentioned classes that are absent
+    true: int  # claims asked for that are true
+    false: int  # … that are false
 
     @property
     def good(self):
+        """The noise rule: a good answer that was labelled rejected is noise."""
         return self.right and self.to_the_point
 
 
@@ -70,13 +55,10 @@ def judge(scene, question, answer):
     wanted = [claim for claim in claims if is_asked_for(asked, claim)]
     irrelevant = sum(claim not in wanted and not is_presupposed(asked, claim) for claim in claims)
     true = sum(is_true(scene, asked, claim) for claim in wanted)
-    mentioned = frozenset(
-        claim.subject for claim in claims if claim.about in ("exists", "colour", "background", "where")
-    )
-    enough = {
-        "caption": bool(mentioned),
-        "detailed_caption": mentioned >= scene.names and any(claim.about in DETAILS for claim in wanted),
-    }.get(asked.kind, True)
+    mentioned = frozenset(claim.subject for claim in claims if claim.about in ("exists", *OF_THINGS))
+    enough = bool(mentioned) or asked.kind != "caption"
+    if asked.kind == "detailed_caption":
+        enough = mentioned >= scene.names and any(claim.about in DETAILS for claim in wanted)
     return Judgement(
         right=enough and bool(wanted) and true == len(wanted),
         to_the_point=irrelevant == 0 and broken == 0 and len(set(claims)) == len(claims),
@@ -88,21 +70,14 @@ def judge(scene, question, answer):
     )
 
 
-def is_good(scene, question, answer):
-    """Whether an answer is right and to the point: the noise rule for an answer that was labelled rejected."""
-    return judge(scene, question, answer).good
-
-
 def is_asked_for(asked, claim):
-    same_subject = (
-        asked.kind in (*CAPTION_KINDS, "count", "statement") or claim.about == "reply" or claim.subject == asked.subject
-    )
-    return claim.about in ASKED[asked.kind] and same_subject
+    any_subject = asked.kind in (*CAPTION_KINDS, "count", "statement") or claim.about == "reply"
+    return claim.about in ASKED[asked.kind] and (any_subject or claim.subject == asked.subject)
 
 
 def is_presupposed(asked, claim):
     """Whether a claim only says that the subject is there: neither an answer nor an irrelevant detail."""
-    return claim == Claim("exists", asked.subject, "") and asked.kind in ("colour", "background", "where")
+    return claim == Claim("exists", asked.subject) and asked.kind in OF_THINGS
 
 
 def is_true(scene, asked, claim):

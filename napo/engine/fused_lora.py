@@ -40,10 +40,11 @@ def gains(layer):
 def _forward(layer, of_peft, x, *args, **kwargs):
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or args or kwargs:
         return of_peft(layer, x, *args, **kwargs)
-    a, b = (of_adapter[layer.active_adapters[0]].weight for of_adapter in (layer.lora_A, layer.lora_B))
+    (adapter,) = layer.active_adapters
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     if x.dtype != a.dtype:
         return of_peft(layer, x)
-    change = b @ a * layer.scaling[layer.active_adapters[0]]
+    change = b @ a * layer.scaling[adapter]
     return linear(x, frozen_weight(layer).to(x.dtype) + change, layer.get_base_layer().bias)
 
 
@@ -52,8 +53,6 @@ def frozen_weight(layer):
     weight = layer.get_base_layer().weight
     if not isinstance(weight, bnb.nn.Params4bit):
         return weight
-    known, dense = getattr(layer, "dequantised", (None, None))
-    if known is not weight:
-        dense = dequantize_4bit(weight.data, weight.quant_state)
-        layer.dequantised = (weight, dense)
-    return dense
+    if getattr(layer, "dequantised", (None,))[0] is not weight:
+        layer.dequantised = weight, dequantize_4bit(weight.data, weight.quant_state)
+    return layer.dequantised[1]

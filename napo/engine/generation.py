@@ -12,9 +12,8 @@ from napo.workshop.progress import progress
 def generate(model, processor, prompts, settings, label=None, min_new_tokens=None):
     """Answers to a list of (row, has image, has question) prompts, decoded and stripped, in order.
 
-    Identical prompts are answered once (a blank image with the same question is one computation). Batches hold prompts
-    of similar length and are padded on the left. Length is counted in characters of the text: token counts would need
-    every image to be processed first, and padding only costs time, it changes no greedy answer.
+    Identical prompts are answered once. Batches hold prompts of similar length, in characters: token counts would need
+    every image to be processed first. They are padded on the left, which changes no greedy answer.
     settings  has num_beams, max_new_tokens, batch_size. Decoding is greedy or beam search; with a `temperature` above 0
               it is sampled, by `seed`
     label     of a progress bar; None: none is shown
@@ -30,9 +29,9 @@ def generate(model, processor, prompts, settings, label=None, min_new_tokens=Non
         batches += chunks(sorted(of_kind, key=lambda i: (len(texts[i]), i)), settings.batch_size)
     answers = {}
     for batch in progress(batches, label) if label else batches:
-        batch_images = [images[i] for i in batch if images[i] is not None] or None
-        answered = answer_batch(model, processor, [texts[i] for i in batch], batch_images, settings, min_new_tokens)
-        answers.update(zip((keys[i] for i in batch), answered, strict=True))
+        seen = [images[i] for i in batch if images[i] is not None] or None
+        answered = answer_batch(model, processor, [texts[i] for i in batch], seen, settings, min_new_tokens)
+        answers |= zip((keys[i] for i in batch), answered, strict=True)
     return [answers[key] for key in keys]
 
 

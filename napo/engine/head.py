@@ -54,15 +54,10 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, bias, targets):
-        softmax = OnlineSoftmax(states, weight, ctx.needs_input_grad[0])
-        columns = max(1, CHUNK_ELEMENTS // len(states))
-        for start in range(0, len(weight), columns):
-            block = slice(start, start + columns)
-            logits = torch.nn.functional.linear(states, weight[block], None if bias is None else bias[block])  # (N, n)
-            softmax.add(logits, weight[block], targets[:, None] - start)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(softmax.gradient(weight[targets]))
-        return softmax.logps()
+        logps, gradient = _online_softmax(states, weight, bias, targets[:, None], ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return logps
 
     @staticmethod
     def backward(ctx, upstream):
@@ -70,48 +65,35 @@ class FrozenHead(torch.autograd.Function):
         return (upstream[:, None] * gradient).to(gradient.dtype), None, None, None
 
 
-class OnlineSoftmax:
-    """A softmax that reads a vocabulary block by block, in float32 at least.
+def _online_softmax(states, weight, bias, targets, wants_gradient):
+    """(log-probs (N,), their gradients (N, H) or None), in one pass over the vocabulary; targets (N, 1).
 
-    highest  (N, 1) largest logit so far
-    target   (N, 1) the target's logit, 0 until its block comes
-    rest     (N, 1) sum of exp(logit - highest) over all tokens but the target. The target is kept apart: for a target
-             that is almost certain, 1 - p(target) would be pure rounding error, above all in bfloat16
-    others   (N, H) the same sum with exp(logit - highest) W[token]; None if no gradient is wanted
+    The target is kept apart from the sum over the other tokens: for a target that is almost certain, 1 - p(target)
+    would be pure rounding error, above all in bfloat16.
     """
-
-    def __init__(self, states, weight, wants_gradient):
-        dtype, column = at_least_float32(states.dtype), (len(states), 1)
-        self.highest = states.new_full(column, -torch.inf, dtype=dtype)
-        self.rest, self.target = (states.new_zeros(column, dtype=dtype) for _ in range(2))
-        self.others = torch.zeros_like(states, dtype=dtype) if wants_gradient else None
-
-    def add(self, logits, weight, target):
-        """Takes in one block: logits (N, n), which are overwritten, weights (n, H), and the target's place in the
-        block, (N, 1), outside 0..n-1 if it is in another block."""
-        logits = logits.to(self.rest.dtype)
-        inside, place = (target >= 0) & (target < len(weight)), target.clamp(0, len(weight) - 1)
-        self.target = torch.where(inside, logits.gather(1, place), self.target)
-        highest = torch.maximum(self.highest, logits.amax(dim=1, keepdim=True))
-        shrink, self.highest = (self.highest - highest).exp_(), highest
-        exponentials = logits.sub_(highest).exp_()
+    dtype, column = at_least_float32(states.dtype), (len(states), 1)
+    highest = states.new_full(column, -torch.inf, dtype=dtype)  # logit so far
+    target = states.new_zeros(column, dtype=dtype)  # the target's logit, once its block has come
+    rest = states.new_zeros(column, dtype=dtype)  # sum of exp(logit - highest) over all tokens but the target
+    others = torch.zeros_like(states, dtype=dtype) if wants_gradient else None  # the same sum, times W[token]
+    columns = max(1, CHUNK_ELEMENTS // len(states))
+    for start in range(0, len(weight), columns):
+        block = slice(start, start + columns)
+        rows, place = weight[block], targets - start
+        logits = torch.nn.functional.linear(states, rows, None if bias is None else bias[block]).to(dtype)  # (N, n)
+        inside, place = (place >= 0) & (place < len(rows)), place.clamp(0, len(rows) - 1)
+        target = torch.where(inside, logits.gather(1, place), target)
+        before, highest = highest, torch.maximum(highest, logits.amax(dim=1, keepdim=True))
+        shrink, exponentials = (before - highest).exp_(), logits.sub_(highest).exp_()
         exponentials.scatter_(1, place, exponentials.gather(1, place).masked_fill_(inside, 0))
-        self.rest = self.rest * shrink + exponentials.sum(dim=1, keepdim=True)
-        if self.others is None:
-            return
-        self.others *= shrink
-        if weight.dtype == self.others.dtype:
-            self.others.addmm_(exponentials, weight)
-        else:
-            self.others += torch.mm(exponentials.to(weight.dtype), weight)
-
-    def total(self):
-        return self.rest + (self.target - self.highest).exp()
-
-    def logps(self):
-        """(N,) of the targets, once all blocks are in."""
-        return (self.target - self.highest - self.total().log()).squeeze(1)
-
-    def gradient(self, target_weight):
-        """(N, H) of the log-probs with respect to the states, in the dtype of `target_weight`, W[target]."""
-        return ((self.rest * target_weight - self.others) / self.total()).to(target_weight.dtype)
+        rest = rest * shrink + exponentials.sum(dim=1, keepdim=True)
+        if wants_gradient and rows.dtype == dtype:
+            others.mul_(shrink).addmm_(exponentials, rows)
+        elif wants_gradient:
+            others.mul_(shrink).add_(torch.mm(exponentials.to(rows.dtype), rows))
+    total = rest + (target - highest).exp()
+    logps = (target - highest - total.log()).squeeze(1)
+    if not wants_gradient:
+        return logps, None
+    of_target = weight[targets.squeeze(1)]
+    return logps, ((rest * of_target - others) / total).to(weight.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from napo.engine import memory, packing, tree_attention
+from napo.engine.generation import chunks
 from napo.engine.head import target_logps
 from napo.workshop.progress import progress
 
@@ -18,11 +19,7 @@ PACKED_ONLY = ("input_ids", "segments", "rows", "position_ids", "kinds", "n_rows
 
 
 class ResponseLogps(nn.Module):
-    """A model as the function that training needs: batch in, summed log-probs of every response out.
-
-    Everything from hidden states to log-probs happens inside this module, so that whatever wraps it (DDP, FSDP) sees
-    one forward.
-    """
+    """A model as a module, batch in, summed log-probs out, so that what wraps it (DDP, FSDP) sees one forward."""
 
     def __init__(self, model):
         super().__init__()
@@ -45,10 +42,8 @@ def packed_sums(model, batch):
     """
     tree_attention.check_exact(model)
     causal_lm, segments = tree_attention.causal_lm(model), batch["segments"]  # (B, S)
-    attention, dtype = (
-        causal_lm.config.get_text_config()._attn_implementation,
-        causal_lm.get_input_embeddings().weight.dtype,
-    )
+    attention = causal_lm.config.get_text_config()._attn_implementation
+    dtype = causal_lm.get_input_embeddings().weight.dtype
     hidden = causal_lm.model(
         input_ids=batch["input_ids"],
         attention_mask=tree_attention.mask(segments, attention, dtype, batch["rows"], batch["stretches"]),
@@ -72,11 +67,10 @@ def token_logps(model, batch):
     Returns (logps (N,) float32 nats, sequence (N,) int64), N response tokens in all.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "response_mask"}
-    response_mask = batch["response_mask"]
     causal_lm = tree_attention.causal_lm(model)
     hidden = causal_lm.model(**inputs, use_cache=False).last_hidden_state  # (S, T, H)
-    predicts = response_mask[:, 1:]  # the state before a token predicts it
-    assert not response_mask[:, 0].any(), "a response needs a prompt before it"
+    predicts = batch["response_mask"][:, 1:]  # the state before a token predicts it
+    assert not batch["response_mask"][:, 0].any(), "a response needs a prompt before it"
     targets = batch["input_ids"][:, 1:][predicts]  # (N,)
     return target_logps(hidden[:, :-1][predicts], targets, causal_lm.get_output_embeddings()), predicts.nonzero()[:, 0]
 
@@ -127,20 +121,20 @@ def from_full_logits(model, processor, row, kind, max_length=None):
 
 
 @torch.no_grad()
-def measure(model, processor, rows, kinds, batch_size=32, max_length=None, packed=True, label=None):
+def measure(model, processor, rows, kinds, batch_size=32, max_length=None, packed=True, label=None, encode=None):
     """Log-probs and token counts of every row and kind, in batches without gradient.
 
-    label  of a progress bar; None: none is shown
+    label   of a progress bar; None: none is shown
+    encode  what makes tensors of a row, with the arguments of `packing.encode`; None: that function
     Returns a DataFrame with row_id, n_cut (responses of the row that were cut at the end to fit max_length) and, per
     kind, logps_<kind> (float32 nats) and tokens_<kind> (int, end token included).
     Raises BadInput where two rows could not share a batch, even if they do not share one here: training shuffles.
     """
     model.eval()
-    collate = packing.collation(model, packed)
-    frames, first, starts = [], None, range(0, len(rows), batch_size)
-    for start in progress(starts, label) if label else starts:
-        numbers = range(start, min(start + batch_size, len(rows)))  # one by one: a Dataset's slice is a dict
-        encoded = [packing.encode(rows[i], processor, kinds, max_length) for i in numbers]
+    collate, encode = packing.collation(model, packed), encode or packing.encode
+    frames, first, batches = [], None, chunks(range(len(rows)), batch_size)
+    for numbers in progress(batches, label) if label else batches:
+        encoded = [encode(rows[i], processor, kinds, max_length) for i in numbers]
         first = first or encoded[0]
         for row in encoded if batch_size > 1 else ():
             packing.check_one_size(row, first)

@@ -30,12 +30,15 @@ def predict(skeleton, quantisation, lora, training, tokens):
     tokens    number of tokens that the decoder reads in one micro-batch; packed: batch_size x (prompt + all responses)
     """
     trained = adapter_parameters(skeleton, lora)
-    parts = {
-        "weights": weights(skeleton, quantisation),
-        "adapter": trained * 4,
-        "optimizer": trained * ADAM_BYTES,
-        "activations": activations(skeleton.config.get_text_config(), quantisation, training, tokens),
-    }
+    return _with_total(
+        weights=weights(skeleton, quantisation),
+        adapter=trained * 4,
+        optimizer=trained * ADAM_BYTES,
+        activations=activations(skeleton.config.get_text_config(), quantisation, training, tokens),
+    )
+
+
+def _with_total(**parts):
     parts = {name: round(value) for name, value in parts.items()}
     return parts | {"total": sum(parts.values())}
 
@@ -48,16 +51,17 @@ def predict_generation(skeleton, quantisation, sequences, prompt_tokens, new_tok
     """
     text, size = skeleton.config.get_text_config(), getattr(torch, quantisation.dtype).itemsize
     layer = 2 * sequences * (prompt_tokens + new_tokens) * key_width(text) * size
-    of_prompt = (
-        sequences * prompt_tokens * (HIDDEN_KEPT * text.hidden_size + FEED_FORWARD_KEPT * text.intermediate_size)
+    of_prompt = sequences * prompt_tokens * kept_numbers(text) * size
+    return _with_total(
+        weights=weights(skeleton, quantisation),
+        cache=(text.num_hidden_layers + 1) * layer,
+        activations=of_prompt + 2 * 4 * sequences * text.vocab_size,
     )
-    parts = {
-        "weights": weights(skeleton, quantisation),
-        "cache": (text.num_hidden_layers + 1) * layer,
-        "activations": of_prompt * size + 2 * 4 * sequences * text.vocab_size,
-    }
-    parts = {name: round(value) for name, value in parts.items()}
-    return parts | {"total": sum(parts.values())}
+
+
+def kept_numbers(text_config):
+    """Numbers that autograd keeps of a token in one layer."""
+    return HIDDEN_KEPT * text_config.hidden_size + FEED_FORWARD_KEPT * text_config.intermediate_size
 
 
 def key_width(text_config):
@@ -89,8 +93,7 @@ def plan(profile, base, rows, kinds, n_rows=32):
     processor = processors.load(name, profile.revision)
     some = [rows[i] for i in range(min(n_rows, len(rows)))]
     encoded = [packing.encode(row, processor, kinds, profile.training.max_length) for row in some]
-    skeleton = models.skeleton(name, profile.revision)
-    tokens = tokens_of(encoded, kinds, profile.training)
+    skeleton, tokens = models.skeleton(name, profile.revision), tokens_of(encoded, kinds, profile.training)
     return predict(skeleton, profile.quantisation, profile.lora, profile.training, tokens)
 
 
@@ -107,7 +110,7 @@ def activations(text_config, quantisation, training, tokens):
     """Predicted bytes that forward and backward hold above the weights at their peak."""
     hidden, layers = text_config.hidden_size, text_config.num_hidden_layers
     size = getattr(torch, quantisation.dtype).itemsize
-    layer = tokens * (HIDDEN_KEPT * hidden + FEED_FORWARD_KEPT * text_config.intermediate_size) * size
+    layer = tokens * kept_numbers(text_config) * size
     head = 2 * 4 * max(CHUNK_ELEMENTS, text_config.vocab_size)  # logits and their softmax of one chunk
     if training.gradient_checkpointing:
         return layers * tokens * hidden * size + max(layer, head)
@@ -126,10 +129,9 @@ def tokens_of(encoded_rows, kinds, training):
 def check_fits(predicted, available):
     """Raises BadInput if a prediction (of `predict`) exceeds the bytes at hand, before hours are spent."""
     if predicted["total"] > available:
-        raise BadInput(
-            f"this training needs about {in_words(predicted['total'])} and {in_words(available)} are free: "
-            f"{describe(predicted)}; lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
-        )
+        needs = f"this training needs about {in_words(predicted['total'])} and {in_words(available)} are free"
+        remedy = "lower batch_size or max_length, or set gradient_checkpointing, in napo/profiles.py"
+        raise BadInput(f"{needs}: {describe(predicted)}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -145,10 +147,7 @@ def or_say(what, remedy):
 
 def available(device):
     """Free bytes of the GPU, or of this machine's memory."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    with open("/proc/meminfo") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else resident("MemAvailable", "/proc/meminfo")
 
 
 def held(device):
@@ -166,9 +165,9 @@ def peak(device):
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
-def resident(field):
-    """Bytes of this process in memory: a field of Linux's /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident(field, file="/proc/self/status"):
+    """Bytes of this process in memory: a field of a file in Linux's /proc."""
+    lines = Path(file).read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from napo.engine import fused_lora, processors
-from napo.workshop.artifacts import content_hash
-from napo.workshop.files import BadInput
+from napo.workshop import pretrained
+from napo.workshop.files import BadInput, content_hash, first_line
 
 IDENTIFYING = (".json", ".safetensors", ".jinja", ".model", ".txt")  # files that decide on a model and its prompts
 
@@ -76,24 +76,22 @@ def load(name, quantisation, device="cpu", revision=None):
 
     name          hub id or local folder; only safetensors, never remote code
     quantisation  profiles.Quantisation
-    Returns (model in eval mode, processor). Raises BadInput if the model or the device is not available.
+    Returns (model in eval mode, processor). Raises BadInput if the model or the device is not available, or if a
+    weight is missing.
     """
     check_device(device)
-    dtype = getattr(torch, quantisation.dtype)
     place = torch.cuda.current_device() if device == "cuda" else device  # of several processes each has its own
-    settings = {"dtype": dtype, "use_safetensors": True, "device_map": {"": place}}
-    try:
+    settings = {"dtype": getattr(torch, quantisation.dtype), "device_map": {"": place}}
+    with pretrained.one_line(name):
         if quantisation.four_bit:
             settings["quantization_config"] = four_bit_config(name, quantisation, revision)
-        model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **settings)
+        model = pretrained.load(AutoModelForImageTextToText, name, revision, **settings)
+        for layer in four_bit_layers(model):  # transformers checks no shape of what it quantises
+            if layer.weight.quant_state.shape != (layer.out_features, layer.in_features):
+                raise ValueError(f"weights of {tuple(layer.weight.quant_state.shape)} have another shape than {layer}")
         processor = processors.load(name, revision)
-    except (OSError, ValueError, SafetensorError) as error:  # not there; not a model that sees images; cut short
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"cannot load the model {name!r}: {reason} (give a local folder by MODEL=... or check the network)"
-        ) from error
     guard_repacking(model)
-    return model.eval(), processor
+    return model, processor
 
 
 def load_base(profile, base, four_bit=None):
@@ -123,8 +121,10 @@ class LoadOnce:
 
 def skeleton(name, revision=None):
     """A model with all its modules and no weights, from its configuration alone."""
+    pretrained.check(name, revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     with init_empty_weights():
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name, revision=revision))
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def four_bit_config(name, quantisation, revision=None):
@@ -245,12 +245,14 @@ def load_adapter(model, folder):
     if not file.exists():  # peft would take a pickle instead
         raise BadInput(f"{folder}: no {file.name}; only safetensors are loaded, never pickles")
     try:
+        if (kind := PeftConfig.from_pretrained(str(folder)).peft_type) != "LORA":  # others load further files
+            raise ValueError(f"{kind} is not LoRA")
         with quiet():
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
         with safe_open(file, "pt") as weights:
             stray = sorted(set(weights.keys()) ^ set(get_peft_model_state_dict(adapted)))
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
-        reason = " ".join(" ".join(str(error).split()).split(". ")[0].split("\t")).strip()[:200]
+    except Exception as error:  # as in pretrained.one_line
+        reason = " ".join(first_line(error).split())[:120]
         raise BadInput(f"{folder}: no adapter of this model ({reason}): give the model it was trained on") from error
     if stray:
         raise BadInput(

@@ -13,9 +13,14 @@ import functools
 import torch
 
 from napo.engine import tree_attention
-from napo.workshop.files import BadInput
+from napo.workshop.files import BadInput, first_line
 
 TILED = {"pixel_values": 5, "pixel_attention_mask": 4}  # dimensions of an image tensor that holds several tiles a row
+
+
+def fault(row, problem):
+    """The error that names a row, to be raised."""
+    return BadInput(f"row {row.get('row_id')}: {problem}")
 
 
 def conversation(row, image=True, question=True):
@@ -36,9 +41,7 @@ def refuse_image_token(row, name, text, processor):
     """Raises BadInput if a text holds the image token, for which the model would expect one more image."""
     token = getattr(processor, "image_token", None)
     if token and token in text:
-        raise BadInput(
-            f"row {row.get('row_id')}: {name} contains {token}: take it out, the chat template places the image"
-        )
+        raise fault(row, f"{name} contains {token}: take it out, the chat template places the image")
 
 
 def tokenised(texts, images, processor, **settings):
@@ -52,18 +55,15 @@ def tokenised(texts, images, processor, **settings):
 def response_ids(text, row, processor, prompt=None):
     """Token ids of a response after the row's prompt, end token last.
 
-    Prompt and response are tokenised together, because a tokenizer may treat the first word of a text differently.
-    prompt  of `tokenised_prompt`, if it is known already
+    Both are tokenised together: a tokenizer may treat a text's first word differently. prompt  of `tokenised_prompt`
     """
     tokenizer = processor.tokenizer
     prompt, prompt_ids = prompt or tokenised_prompt(row, processor)
-    answered = [*conversation(row), {"role": "assistant", "content": [{"type": "text", "text": text}]}]
-    rendered = processor.apply_chat_template(answered)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    rendered = processor.apply_chat_template([*conversation(row), answer])
     end = rendered.find(text, len(prompt)) + len(text)
     if not rendered.startswith(prompt) or end < len(prompt) + len(text):
-        raise BadInput(
-            f"row {row.get('row_id')}: the chat template does not put the response after the prompt unchanged"
-        )
+        raise fault(row, "the chat template does not put the response after the prompt unchanged")
     ids = tokenizer(rendered[:end], add_special_tokens=False)["input_ids"]
     if ids[: len(prompt_ids)] == prompt_ids:
         ids = ids[len(prompt_ids) :]
@@ -87,36 +87,33 @@ def encode(row, processor, kinds, max_length=None):
     Raises BadInput, which names the row, for an empty response, an image token in a text, or a prompt that alone
     reaches max_length: image tokens are never cut.
     """
-    name = f"row {row.get('row_id')}"
     prompt = tokenised_prompt(row, processor)
-    inputs = dict(tokenised([prompt[0]], [row["image"]], processor))
-    prompt_ids = inputs.pop("input_ids")[0]
-    inputs.pop("attention_mask")
-    token_types = {key: inputs.pop(key)[0] for key in list(inputs) if key.endswith("token_type_ids")}
-    room = None if max_length is None else max_length - len(prompt_ids)
+    encoded = {"row_id": row.get("row_id")} | encode_prompt(prompt[0], row["image"], processor)
+    length = len(encoded["prompt_ids"])
+    room = None if max_length is None else max_length - length
     if room is not None and room < 2:
-        raise BadInput(
-            f"{name}: the prompt has {len(prompt_ids)} tokens, max_length is {max_length}: image "
-            "tokens are never cut, so raise Training.max_length in napo/profiles.py or drop the row"
-        )
+        problem = f"the prompt has {length} tokens, max_length is {max_length}: image tokens are never cut"
+        raise fault(row, f"{problem}, so raise Training.max_length in napo/profiles.py or drop the row")
     responses, n_cut = {}, 0
     for kind in kinds:
         if not row[kind].strip():
-            raise BadInput(f"{name}: {kind} is empty: drop the row or give it an answer")
+            raise fault(row, f"{kind} is empty: drop the row or give it an answer")
         refuse_image_token(row, kind, row[kind], processor)
         ids = response_ids(row[kind], row, processor, prompt)
         if len(ids) < 2:
-            raise BadInput(f"{name}: {kind} tokenises to nothing ({row[kind]!r}): drop the row or mend the answer")
+            raise fault(row, f"{kind} tokenises to nothing ({row[kind]!r}): drop the row or mend the answer")
         n_cut += room is not None and len(ids) > room
         responses[kind] = torch.tensor(ids[:room])
-    return {
-        "row_id": row.get("row_id"),
-        "prompt_ids": prompt_ids,
-        "responses": responses,
-        "vision": inputs,
-        "token_types": token_types,
-        "n_cut": n_cut,
-    }
+    return encoded | {"responses": responses, "n_cut": n_cut}
+
+
+def encode_prompt(prompt, image, processor):
+    """A prompt's `prompt_ids`, `vision` and `token_types`, as in `encode`; image: None without one."""
+    inputs = dict(tokenised([prompt], [image] if image is not None else None, processor))
+    prompt_ids = inputs.pop("input_ids")[0]
+    inputs.pop("attention_mask")
+    token_types = {key: inputs.pop(key)[0] for key in list(inputs) if key.endswith("token_type_ids")}
+    return {"prompt_ids": prompt_ids, "vision": inputs, "token_types": token_types}
 
 
 def check_image_tokens(model, processor, row):
@@ -126,16 +123,12 @@ def check_image_tokens(model, processor, row):
         with torch.no_grad():
             tree_attention.inner_model(model)(**inputs, use_cache=False)
     except (ValueError, RuntimeError, IndexError) as error:  # families differ in how they notice
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(
-            f"row {row.get('row_id')}: processor and model disagree on the image tokens ({reason}); "
-            "load both from the same folder or hub revision"
-        ) from error
+        problem = f"processor and model disagree on the image tokens ({first_line(error)})"
+        raise fault(row, f"{problem}; load both from the same folder or hub revision") from error
 
 
 def collation(model, packed=True):
-    """The function (encoded rows, kinds, pad_token_id) -> batch for a model: packed, in shared sequences if that is
-    exact, or plain."""
+    """The function (encoded rows, kinds, pad_token_id) -> batch: packed, shared where that is exact, or plain."""
     return functools.partial(collate_packed, shared=tree_attention.may_share(model)) if packed else collate_plain
 
 
@@ -161,15 +154,13 @@ def collate_packed(encoded_rows, kinds, pad_token_id=0, shared=False):
         name: pad([torch.cat([packed[i][name] for i in sequence]) for sequence in sequences], fillers.get(name, 0))
         for name in packed[0]
     }
-    assert batch["input_ids"].shape == batch["segments"].shape == batch["position_ids"].shape
     batch["kinds"], batch["n_rows"] = tuple(kinds), len(packed)
     batch["stretches"] = tree_attention.stretches(batch["segments"]) if len(sequences) == len(packed) else None
     return batch | stack_images([encoded_rows[number] for sequence in sequences for number in sequence], 1)
 
 
 def _packed(row, kinds, number):
-    """One row's columns, each (length,): token ids, the part and the row that each token belongs to, its position, and
-    the processor's marks of image tokens (0 at responses)."""
+    """One row's columns, each (length,), as in `collate_packed`; the processor's marks are 0 at responses."""
     parts = [row["prompt_ids"], *(row["responses"][kind] for kind in kinds)]
     starts = [0] + [len(row["prompt_ids"])] * len(kinds)
     input_ids = torch.cat(parts)
@@ -184,40 +175,32 @@ def _packed(row, kinds, number):
 
 
 def first_fit(lengths):
-    """Groups items, the longest first, each in the first group where it fits; no group exceeds the longest item.
-
-    Returns lists of item numbers.
-    """
-    groups, room = [], []
+    """Lists of item numbers: the longest first, each in the first list where it fits; none exceeds the longest item."""
+    groups, limit = [], max(lengths)
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        fitting = next((g for g, left in enumerate(room) if lengths[number] <= left), None)
-        if fitting is None:
-            groups.append([number])
-            room.append(max(lengths) - lengths[number])
-        else:
-            groups[fitting].append(number)
-            room[fitting] -= lengths[number]
+        filled = (group for group in groups if sum(lengths[i] for i in group) + lengths[number] <= limit)
+        if (fitting := next(filled, None)) is None:
+            groups.append(fitting := [])
+        fitting.append(number)
     return groups
 
 
 def collate_plain(encoded_rows, kinds, pad_token_id=0):
     """A batch with one sequence per response, row by row: S = B * K sequences, padded on the right to length T.
 
-    Returns a dict of input_ids (S, T) int64, attention_mask (S, T) int64, response_mask (S, T) bool (true at response
-    tokens, end token included), and the processor's image tensors, repeated for each of a row's K responses.
+    Returns a dict of input_ids and attention_mask (S, T) int64, response_mask (S, T) bool (end token included), and the
+    processor's image tensors, repeated for each of a row's K responses.
     """
-    prompts = [row["prompt_ids"] for row in encoded_rows for _ in kinds]
-    responses = [row["responses"][kind] for row in encoded_rows for kind in kinds]
-    input_ids = pad([torch.cat(pair) for pair in zip(prompts, responses, strict=True)], pad_token_id)
-    response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        response_mask[i, len(prompt) : len(prompt) + len(response)] = True
-        attention_mask[i, : len(prompt) + len(response)] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask}
+    pairs = [(row["prompt_ids"], row["responses"][kind]) for row in encoded_rows for kind in kinds]
+    places = [torch.arange(len(prompt) + len(response)) for prompt, response in pairs]
+    batch = {
+        "input_ids": pad([torch.cat(pair) for pair in pairs], pad_token_id),
+        "attention_mask": pad([torch.ones_like(place) for place in places], 0),
+        "response_mask": pad([place >= len(prompt) for place, (prompt, _) in zip(places, pairs, strict=True)], False),
+    }
     for name in encoded_rows[0]["token_types"]:
         marks = pad([row["token_types"][name] for row in encoded_rows for _ in kinds], 0)  # (S, longest prompt)
-        batch[name] = torch.nn.functional.pad(marks, (0, input_ids.shape[1] - marks.shape[1]))
+        batch[name] = torch.nn.functional.pad(marks, (0, batch["input_ids"].shape[1] - marks.shape[1]))
     return batch | stack_images(encoded_rows, len(kinds))
 
 
@@ -229,8 +212,7 @@ def pad(sequences, value):
 def stack_images(encoded_rows, repeats):
     """The processor's image tensors of all rows, one after another, each row's `repeats` times.
 
-    Images cut into several tiles (rows, tiles, channels, height, width) are filled up with empty tiles, which the
-    models that cut tiles leave out. Raises BadInput if two images of a batch have sizes that cannot be joined.
+    Images cut into several tiles get more, empty ones, which models leave out. Raises BadInput for unequal sizes.
     """
     out = {}
     for row in encoded_rows:
@@ -238,7 +220,8 @@ def stack_images(encoded_rows, repeats):
     for name in encoded_rows[0]["vision"]:
         tensors = [row["vision"][name] for row in encoded_rows]
         if tensors[0].ndim == TILED.get(name):
-            tensors = [with_tiles(tensor, max(t.shape[1] for t in tensors)) for tensor in tensors]
+            tiles, others = max(tensor.shape[1] for tensor in tensors), (0, 0) * (tensors[0].ndim - 2)
+            tensors = [torch.nn.functional.pad(tensor, (*others, 0, tiles - tensor.shape[1])) for tensor in tensors]
         out[name] = torch.cat([tensor for tensor in tensors for _ in range(repeats)])
     return out
 
@@ -249,13 +232,5 @@ def check_one_size(row, first):
         start = 2 if tensor.ndim == TILED.get(name) else 1
         size, other = (tuple(each.shape[start:]) for each in (tensor, first["vision"][name]))
         if size != other:
-            raise BadInput(
-                f"row {row['row_id']}: {name} of size {size} cannot share a batch with {other} of row "
-                f"{first['row_id']}: make the processor resize and crop to one size, or set batch_size=1"
-            )
-
-
-def with_tiles(tensor, number):
-    """(1, tiles, ...) filled up with empty tiles to (1, number, ...)."""
-    missing = tensor.new_zeros(len(tensor), number - tensor.shape[1], *tensor.shape[2:])
-    return torch.cat([tensor, missing], dim=1)
+            problem = f"{name} of size {size} cannot share a batch with {other} of row {first['row_id']}"
+            raise fault(row, f"{problem}: make the processor resize and crop to one size, or set batch_size=1")

@@ -13,30 +13,39 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from napo.workshop.files import BadInput
+from napo.workshop.files import BadInput, first_line
 
 FOR_VIDEOS = ("torchvision", "num2words")  # packages that only videos need
 
 
 def load(name, revision=None):
-    """The processor of a hub id or local folder. Raises OSError or ValueError as transformers does, and BadInput if a
-    package is missing that images need."""
+    """The processor of a hub id or local folder, never remote code.
+
+    Raises OSError or ValueError as transformers does, and BadInput if there is none for chats with images, or if a
+    package is missing that images need.
+    """
     try:
-        return AutoProcessor.from_pretrained(name, revision=revision)
+        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except ImportError as error:
         if not any(package in str(error).lower() for package in FOR_VIDEOS):
-            reason = next(line for line in str(error).splitlines() if line.strip()).strip()
+            reason = first_line(error).strip() or str(error).split("\n")[1].strip()
             raise BadInput(f"the processor of {name!r} needs a package that is not installed: {reason}") from error
-    return images_only(name, revision)
+        processor = images_only(name, revision)
+    parts = ("tokenizer", "image_processor", "chat_template")
+    if lacks := [part for part in parts if not getattr(processor, part, None)]:
+        raise BadInput(f"the processor of {name!r} has no {' and no '.join(lacks)}: give a chat model that sees images")
+    return processor
 
 
 def images_only(name, revision=None):
     """The same processor without its video half."""
-    model_type = AutoConfig.from_pretrained(name, revision=revision).model_type
+    model_type = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
     whole = getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])
     loaders = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
     parts = [
-        loaders[part].from_pretrained(name, revision=revision) if part in loaders else stand_in()
+        loaders[part].from_pretrained(name, revision=revision, trust_remote_code=False)
+        if part in loaders
+        else stand_in()
         for part in whole.get_attributes()
     ]
     settings, _ = whole.get_processor_dict(name, revision=revision)

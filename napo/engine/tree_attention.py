@@ -19,10 +19,7 @@ FAMILIES = {
     "qwen2_5_vl": "grid",  # M-RoPE: three axes; image tokens lie on a grid
     "qwen3_vl": "grid",
 }
-SHARING = (
-    "llava",
-    "llava_onevision",
-)  # these take image tensors in the order of the rows, whatever sequence they are in
+SHARING = ("llava", "llava_onevision")  # they take image tensors in the order of the rows, in whatever sequence
 DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen3_vl_text")
 ATTENTION = ("sdpa", "eager")
 SHORTEST = 64  # fewer queries are not worth an attention call of their own
@@ -50,12 +47,9 @@ def check_exact(model):
         (text._attn_implementation not in ATTENTION, f"attention implementation {text._attn_implementation!r}"),
         (rope in ("dynamic", "longrope"), f"rope type {rope!r}, which depends on the length of the batch"),
     )
-    for wrong, what in problems:
-        if wrong:
-            raise BadInput(
-                f"{what}: packed log-probs are not known to be exact with it; set Training.packed=False in "
-                "napo/profiles.py (one sequence per response: slower, the same numbers)"
-            )
+    if what := next((what for wrong, what in problems if wrong), None):
+        remedy = "set Training.packed=False in napo/profiles.py (one sequence per response: slower, the same numbers)"
+        raise BadInput(f"{what}: packed log-probs are not known to be exact with it; {remedy}")
 
 
 def may_share(model):
@@ -72,11 +66,8 @@ def mask(segments, attention, dtype, rows=None, stretches=None):
     stretches  of `stretches`: with them "sdpa" gets a BranchMask, which saves work and changes no result
     Raises ValueError for another implementation: each would take a mask of the wrong form without complaint.
     """
-    length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]  # (B, S, S)
-    prompt = segments[:, None, :] == 0
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    allowed = (same | prompt) & causal
+    queries, keys = segments[:, :, None], segments[:, None, :]
+    allowed = ((queries == keys) | (keys == 0)).tril()  # (B, S, S)
     if rows is not None:
         allowed &= rows[:, :, None] == rows[:, None, :]
     allowed = allowed[:, None]
@@ -110,16 +101,14 @@ def stretches(segments):
 class BranchMask(torch.Tensor):
     """A boolean mask that makes torch's sdpa compute stretch by stretch, over the keys that each stretch needs.
 
-    Stock attention hands its mask to `scaled_dot_product_attention`, and there this class steps in. So neither the
-    model nor anything in transformers changes, and a recomputation (gradient checkpointing) takes the same path. To
-    every other operation the mask is a plain tensor with the same content.
+    Stock attention hands its mask to `scaled_dot_product_attention`, and there this class steps in, also when
+    gradient checkpointing recomputes. To every other operation it is a plain tensor with the same content.
     """
 
     @classmethod
     def of(cls, allowed, stretches):
         """allowed  (B, 1, S, S) bool;  stretches  of `stretches`"""
-        lengths = [length for length, _ in stretches]
-        found = allowed.as_subclass(cls)
+        found, lengths = allowed.as_subclass(cls), [length for length, _ in stretches]
         found.lengths, found.parts = lengths, []  # parts: (keys' stretches, their mask), for each stretch but the first
         for number, rows in enumerate(allowed.split(lengths, dim=2)[1:], 1):
             seen, columns = (*stretches[number][1], number), rows.split(lengths, dim=3)
@@ -135,10 +124,7 @@ class BranchMask(torch.Tensor):
 
 
 def attend_by_stretches(query, key, value, attn_mask, is_causal=False, **settings):
-    """`scaled_dot_product_attention` under a BranchMask: (B, heads, S, dim) as query, key and value.
-
-    The first stretch, prompt in all rows, is plainly causal and needs no mask.
-    """
+    """`scaled_dot_product_attention` under a BranchMask. The first stretch is plainly causal and needs no mask."""
     queries, keys, values = (tensor.split(attn_mask.lengths, dim=2) for tensor in (query, key, value))
     out = [F.scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, **settings)]
     for part, (seen, allowed) in zip(queries[1:], attn_mask.parts, strict=True):
@@ -150,8 +136,7 @@ def attend_by_stretches(query, key, value, attn_mask, is_causal=False, **setting
 def positions(model, batch):
     """Position ids of every token: (B, S), or (3, B, S) for models that place image tokens on a grid.
 
-    On a grid the prompt's positions are the model's own. All three axes of each response go on from the largest of
-    them plus 1.
+    On a grid the prompt has the model's own; all axes of each response go on from the largest of them plus 1.
     """
     if FAMILIES[causal_lm(model).config.model_type] == "line":
         return batch["position_ids"]
@@ -168,10 +153,9 @@ def positions(model, batch):
 
 
 def predictors(segments):
-    """Where each response token stands, and where the state stands that predicts it.
+    """Places of the N response tokens and of the states that predict them: (sequence, position, predictor), (N,) int64.
 
-    That is the token before it; for the first token of every response, the last token of its row's prompt.
-    Returns (sequence (N,), position (N,), predictor (N,)) int64, N response tokens in all.
+    The predictor is the token before; for the first token of every response, the last token of its row's prompt.
     """
     sequence, position = (segments > 0).nonzero(as_tuple=True)
     first = segments[sequence, position] != segments[sequence, position - 1]

@@ -1,7 +1,8 @@
 """Puts the questions of benchmarks to a model, in batches, and writes each batch of answers to disk before the next.
 
-The log is JSON lines {"key", "answer"}. After a kill the same call reads the log and asks only the questions that are
-left, in the same batches; only the answers of the interrupted batch are lost.
+The log is JSON lines {"key", "answer", "check"}; `check` hashes the line and the log's name. After a kill the same call
+reads the log and asks only the questions that are left, in the same batches. Lost are the answers of the interrupted
+batch, and those from the first damaged line on.
 """
 
 import fcntl
@@ -69,7 +70,7 @@ def ask(benchmark, load, decoding, log):
             for batch in progress(left, f"{benchmark.name}: batch"):
                 answers = _answers(model, processor, batch, decoding)
                 new = {key: text for key, text in answers.items() if key not in known}
-                handle.write("".join(json.dumps({"key": key, "answer": text}) + "\n" for key, text in new.items()))
+                handle.write("".join(_line(log, key, text) for key, text in new.items()))
                 handle.flush()
                 os.fsync(handle.fileno())
                 known |= new
@@ -100,24 +101,28 @@ def _answers(model, processor, batch, decoding):
     return {question.key: text for question, text in zip(batch, texts, strict=True)}
 
 
+def _line(log, key, text):
+    """One line of a log. Its check makes a line of another log, or a changed one, differ from what it should be."""
+    check = hashlib.sha256(json.dumps([Path(log).name, key, text]).encode()).hexdigest()[:16]
+    return json.dumps({"key": key, "answer": text, "check": check}) + "\n"
+
+
 def read_log(log):
-    """{key: answer} of a log. Removes a last line that a kill cut short. Raises BadInput if the log is damaged."""
+    """{key: answer} of a log. Cuts the log before the first line that a kill cut short or that is damaged."""
     log, known, whole = Path(log), {}, 0
-    if not log.exists():
-        return known
-    content = log.read_bytes()
+    content = log.read_bytes() if log.exists() else b""
     for number, line in enumerate(content.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
         try:
             entry = json.loads(line)
-            known[entry["key"]] = entry["answer"]
-        except (ValueError, KeyError, TypeError) as error:
-            problem = f"{shown(log)}, line {number}: damaged ({error})"
-            raise BadInput(f"{problem}; delete the file to ask all again") from error
+            trusted = line == _line(log, entry["key"], entry["answer"]).encode()
+        except (ValueError, KeyError, TypeError):
+            trusted = False
+        if not trusted:
+            print(f"{shown(log)}, line {number}: cut short or damaged; its question and all after it are asked again")
+            os.truncate(log, whole)
+            break
+        known[entry["key"]] = entry["answer"]
         whole += len(line)
-    if whole < len(content):
-        os.truncate(log, whole)
     return known
 
 

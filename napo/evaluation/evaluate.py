@@ -23,7 +23,6 @@ from napo.workshop import artifacts
 from napo.workshop.files import read_parquet, repository_root, require, shown, write_json
 
 COLUMNS = ["method", "base", "seed", "flip_rate", "benchmark", "metric", "example_id", "question_kind", "value"]
-VQA = ("vqa_factual", "vqa_counterfactual")  # scored by the desk world itself
 
 
 def evaluate_cell(cell, profile, runs_dir="runs"):
@@ -37,10 +36,8 @@ def evaluate_cell(cell, profile, runs_dir="runs"):
     asked, chosen = cell_benchmarks(profile, runs_dir), scoring.Scoring(profile.evaluation.similarity)
     for benchmark in asked:
         scoring.check(benchmark, chosen)
-    model = profile.computing | {
-        "model": models.identity(profile, cell.base),
-        "adapter": [artifacts.content_hash(path) for path in adapter],
-    }
+    hashes = [artifacts.content_hash(path) for path in adapter]
+    model = profile.computing | {"model": models.identity(profile, cell.base), "adapter": hashes}
     load = models.LoadOnce(functools.partial(load_cell, cell, profile, runs_dir))
     answers = asking.answer(asked, load, cell_decodings(profile), folder, model)
     predictions = scoring.predict(asked, answers, folder, cell.name) if asked else None
@@ -73,7 +70,7 @@ def load_cell(cell, profile, runs_dir):
     model, processor = models.load_base(profile, cell.base)
     if not METHODS[cell.method].trained:
         return model, processor
-    folder = cell_folder(profile, cell, runs_dir) / "adapter"
+    folder = require(cell_folder(profile, cell, runs_dir) / "adapter", "03")
     model = models.load_adapter(model, folder)
     row = heldout_rows(cell, profile, runs_dir)[0]
     question = benchmarks.Question(row["row_id"], row["row_id"], row["question"], row["image"])
@@ -96,7 +93,7 @@ def cell_benchmarks(profile, runs_dir="runs"):
     settings, found = profile.evaluation, []
     wording = "paper" if settings.decoding == "paper" else "official"
     for name in asked_names(profile):
-        if name in VQA:
+        if name in benchmark_items.VQA:
             found.append(benchmark_items.asked(name, _items(name, settings)))
         else:
             folder = desk_data(name, profile, runs_dir) if profile.is_desk else repository_root() / settings.data / name
@@ -118,7 +115,7 @@ def desk_data(name, profile, runs_dir="runs"):
 
 
 def cell_decodings(profile):
-    """{benchmark: Decoding}, from the decoding that the profile names, else from its own settings."""
+    """{benchmark: Decoding}, by the profile's named decoding, else by its own settings."""
     settings, names = profile.evaluation, asked_names(profile)
     own = Decoding(settings.num_beams, 0.0, settings.max_new_tokens, settings.batch_size)
     named = profiles.DECODINGS[settings.decoding] if settings.decoding else dict.fromkeys(names, own)
@@ -129,8 +126,8 @@ def protocol(profile, asked):
     """{benchmark: how it is asked}, for `paper.reported`."""
     settings = profile.evaluation
     similarity = settings.similarity if settings.similarity != "spacy" else "spaCy en_core_web_lg"
-    how = {"decoding": settings.decoding or "of the profile", "similarity": similarity}
-    how |= {"four_bit": profile.quantisation.four_bit}
+    four_bit = profile.quantisation.four_bit
+    how = {"decoding": settings.decoding or "of the profile", "similarity": similarity, "four_bit": four_bit}
     return {b.name: how | {"examples": b.n_generative, "adapted": b.adapted.get("about", "")} for b in asked}
 
 
@@ -140,15 +137,11 @@ def long_table(records, identity):
 
 
 def score(load, answers_path, scored, cell, profile, runs_dir):
-    """A cell's scores as one long DataFrame.
-
-    load    () -> (model, processor), called only for held-out pairs
-    scored  {benchmark: Results of its official scorer}
-    """
+    """A cell's scores as one long DataFrame; scored: {benchmark: Results}. Calls `load` only for held-out pairs."""
     records = [row for of_benchmark in scored.values() for result in of_benchmark for row in result.examples]
     answers = read_parquet(answers_path, "04")
     for name in asked_names(profile):
-        if name in VQA:
+        if name in benchmark_items.VQA:
             records += score_desk(name, answers, profile.evaluation)
     if "heldout_pairs" in profile.evaluation.benchmarks:
         (model, processor), rows = load(), heldout_rows(cell, profile, runs_dir)
@@ -188,8 +181,7 @@ def heldout_pairs(model, processor, rows, reference, profile):
 def load_scores(profile, runs_dir="runs", noise_kind="swap"):
     """Scores of all cells without injected noise, and of those with one kind of it, as one long DataFrame.
 
-    noise_kind  "swap" | "leak"; a frame holds one kind, so that its runs stay distinct at each flip rate
-    Raises MissingArtifact if a cell has no scores yet.
+    noise_kind  "swap" | "leak": one only, so that runs stay distinct at each flip rate.  Raises MissingArtifact.
     """
     cells = [cell for cell in profile.cells() if not cell.flip_rate or cell.noise_kind == noise_kind]
     files = [cell_folder(profile, cell, runs_dir) / "scores.parquet" for cell in cells]
@@ -199,24 +191,21 @@ def load_scores(profile, runs_dir="runs", noise_kind="swap"):
 def bias_table(profile, base, runs_dir="runs"):
     """Path of base-<b>/bias.parquet, made unless current: the untrained base's scores on the desk world's questions.
 
-    Column `weights` tells 4 bits from full precision: quantisation alone removes part of the bias, so the table shows
-    the quantised model, which generates and trains, beside the other one.
+    Column `weights` tells 4 bits, which generate and train, from full precision: quantisation removes part of the bias.
     """
 
     def measure(path):
-        frames = [_bias(profile, base, weights, four_bit) for weights, four_bit in (("NF4", True), ("fp32", False))]
+        frames = []
+        for weights, four_bit in (("NF4", True), ("fp32", False)):
+            model, processor = models.load_base(profile, base, four_bit)
+            for name in benchmark_items.VQA:
+                items = _items(name, profile.evaluation)
+                prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
+                said = generation.generate(model, processor, prompts, profile.evaluation)
+                scores = pd.DataFrame(benchmark_items.vqa_scores(items, said))
+                frames.append(scores.assign(weights=weights, base=base))
         pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
 
     settings = profile.computing | {"model": models.identity(profile, base), "evaluation": profile.evaluation}
-    path = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir) / "bias.parquet"
+    path = artifacts.run_folder(profile.name, f"base-{base}", "bias.parquet", runs_dir=runs_dir)
     return artifacts.build(path, measure, settings=settings, stage="evaluation", desk=True)
-
-
-def _bias(profile, base, weights, four_bit):
-    model, processor = models.load_base(profile, base, four_bit)
-    rows = []
-    for name in VQA:
-        items = _items(name, profile.evaluation)
-        prompts = [({"image": item.image, "question": item.question}, True, True) for item in items]
-        rows += benchmark_items.vqa_scores(items, generation.generate(model, processor, prompts, profile.evaluation))
-    return pd.DataFrame(rows).assign(weights=weights, base=base)

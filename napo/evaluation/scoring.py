@@ -5,7 +5,7 @@ from pathlib import Path
 
 from napo.evaluation import asking
 from napo.official import amber, mmhal, objhal, pope, similarity, vlind, words
-from napo.official.benchmarks import OBJHAL_QUESTIONS, POPE_SPLITS
+from napo.official.benchmarks import NAMES, OBJHAL_QUESTIONS, POPE_SPLITS
 from napo.official.datafolder import DataFolder
 from napo.official.records import read_predictions
 from napo.workshop import artifacts
@@ -38,16 +38,14 @@ def predict(asked, answers, folder, model_id):
                 (path / benchmark.name / name).write_text(content, encoding="utf-8")
 
     settings = {"model_id": model_id, "questions": {b.name: asking.digest(b) for b in asked}}
+    depends = {"settings": settings, "stage": "evaluation", "desk": any(b.folder is None for b in asked)}
     inputs = [answers, *(file for benchmark in asked for file in benchmark.files)]
-    desk = any(benchmark.folder is None for benchmark in asked)
-    return artifacts.build(
-        folder / "predictions", make, settings=settings, stage="evaluation", desk=desk, inputs=inputs
-    )
+    return artifacts.build(folder / "predictions", make, **depends, inputs=inputs)
 
 
 def results(asked, predictions, model_id, chosen):
     """{benchmark name: list of the official scorer's Results}, for benchmarks with an official scorer."""
-    return {b.name: score(b, predictions / b.name, model_id, chosen) for b in asked if b.name in SCORERS}
+    return {b.name: score(b, predictions / b.name, model_id, chosen) for b in asked if b.name in NAMES}
 
 
 def score(benchmark, folder, model_id, chosen=Scoring()):
@@ -58,8 +56,36 @@ def score(benchmark, folder, model_id, chosen=Scoring()):
     model_id   the model id in these files
     Empty for MMHal-Bench without reviews, whose answers need a judge first. Raises BadInput.
     """
-    files = DataFolder(benchmark.name, benchmark.folder)
-    return SCORERS[benchmark.name](benchmark, files, Path(folder), model_id, chosen)
+    files, folder = DataFolder(benchmark.name, benchmark.folder), Path(folder)
+    match benchmark.name:
+        case "vlind":
+            records = read_predictions(files.path("data.json")) if benchmark.adapted else None  # None: 302 are expected
+            return [vlind.score(read_predictions(folder / "predictions.json"), model_id, annotations=records)]
+        case "objhal":
+            captions = read_predictions(folder / "obj_halbench_answer.jsonl")
+            coco = objhal.Coco.read(files.path(COCO_FILES[0]).parent)
+            synonyms = objhal.Synonyms.read(files.path("synonyms_refine.txt"))
+            questions, lemmas = read_predictions(files.path(*OBJHAL_QUESTIONS)), _words(benchmark, words.lemmas)
+            return [objhal.score(captions, coco, synonyms, questions, lemmas, allow_silence=bool(benchmark.adapted))]
+        case "amber":
+            similar = similarity.get(chosen.similarity) if benchmark.task in ("a", "g") else (None, "")
+            answers, known = read_predictions(folder / "predictions.json"), _amber_annotations(files)
+            return [amber.score(answers, known, benchmark.task, *similar, _words(benchmark, words.nouns))]
+        case "mmhal":
+            return [mmhal.score(mmhal.read_reviews(chosen.reviews))] if chosen.reviews else []
+        case "pope":
+            there = [(split, folder / f"coco_pope_{split}_answers.jsonl") for split in POPE_SPLITS]
+            return [_pope_split(files, split, answers) for split, answers in there if answers.exists()]
+
+
+def _pope_split(files, split, answers):
+    result = pope.score(read_predictions(files.path(f"coco_pope_{split}.json")), read_predictions(answers))
+    rows = [row | {"example_id": f"{split}/{row['example_id']}"} for row in result.examples]
+    return replace(result, examples=rows, details=result.details | {"split": split})
+
+
+def _amber_annotations(files):
+    return amber.Annotations.read(files.path("annotations.json").parent)
 
 
 def check(benchmark, chosen=Scoring()):
@@ -89,48 +115,6 @@ def annotations(benchmark, chosen=Scoring()):
 def _words(benchmark, official):
     """The function that finds a text's words: blanks separate those of the desk world, official texts need NLTK."""
     return str.split if benchmark.adapted.get("words") == "blanks" else official
-
-
-def _vlind(benchmark, files, folder, model_id, chosen):
-    records = read_predictions(files.path("data.json")) if benchmark.adapted else None  # without: 302 are expected
-    return [vlind.score(read_predictions(folder / "predictions.json"), model_id, annotations=records)]
-
-
-def _objhal(benchmark, files, folder, model_id, chosen):
-    coco = objhal.Coco.read(files.path(COCO_FILES[0]).parent)
-    synonyms = objhal.Synonyms.read(files.path("synonyms_refine.txt"))
-    questions = read_predictions(files.path(*OBJHAL_QUESTIONS))
-    captions = read_predictions(folder / "obj_halbench_answer.jsonl")
-    lemmas = _words(benchmark, words.lemmas)
-    return [objhal.score(captions, coco, synonyms, questions, lemmas, allow_silence=bool(benchmark.adapted))]
-
-
-def _amber(benchmark, files, folder, model_id, chosen):
-    similar, about = similarity.get(chosen.similarity) if benchmark.task in ("a", "g") else (None, "")
-    answers, nouns = read_predictions(folder / "predictions.json"), _words(benchmark, words.nouns)
-    return [amber.score(answers, _amber_annotations(files), benchmark.task, similar, about, nouns)]
-
-
-def _amber_annotations(files):
-    return amber.Annotations.read(files.path("annotations.json").parent)
-
-
-def _mmhal(benchmark, files, folder, model_id, chosen):
-    return [mmhal.score(mmhal.read_reviews(chosen.reviews))] if chosen.reviews else []
-
-
-def _pope(benchmark, files, folder, model_id, chosen):
-    found = []
-    for split in POPE_SPLITS:
-        answers = folder / f"coco_pope_{split}_answers.jsonl"
-        if answers.exists():
-            result = pope.score(read_predictions(files.path(f"coco_pope_{split}.json")), read_predictions(answers))
-            rows = [row | {"example_id": f"{split}/{row['example_id']}"} for row in result.examples]
-            found.append(replace(result, examples=rows, details=result.details | {"split": split}))
-    return found
-
-
-SCORERS = {"vlind": _vlind, "objhal": _objhal, "amber": _amber, "mmhal": _mmhal, "pope": _pope}
 
 
 def as_json(results):

@@ -8,8 +8,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from napo.workshop import artifacts
@@ -31,8 +29,9 @@ TOY_CELL = "from napo.explorer import widgets\n\nwidgets.Explorer()"
 ROWS_CELL = """import pandas as pd
 
 from napo.explorer import views, widgets
+from napo.workshop.files import read_parquet
 
-table = pd.concat([pd.read_parquet(path) for path in {tables}])
+table = pd.concat([read_parquet(path, "02") for path in {tables}])
 widgets.Explorer(views.rows_of(table))"""
 
 
@@ -50,16 +49,20 @@ def notebook(noise_tables, picture):
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
-def free_port(first=8866):
-    """The first port from `first` on that nothing on this machine listens on. Raises BadInput if 50 are taken."""
-    for port in range(first, min(first + 50, 65536)):
+def free_port(asked=None, first=8866):
+    """The asked port, or the first from `first` on that can be used. Raises BadInput if it, or 50 of them, cannot."""
+    if asked is not None and not 1 <= asked <= 65535:
+        raise BadInput(f"port {asked}: give a number from 1 to 65535")
+    for port in range(first, min(first + 50, 65536)) if asked is None else (asked,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
+                return port
+            except OSError as error:
+                reason = error.strerror
+    if asked is not None:
+        raise BadInput(f"port {asked} cannot be used ({reason}): give another --port, or none")
     raise BadInput(f"no free port from {first} on: end another server or give --port")
 
 
@@ -76,21 +79,22 @@ def write_page(folder, profile, runs_dir="runs"):
     return page
 
 
-def serve(folder, profile, runs_dir, port):
-    """Run Voila on the page until it ends. Returns its exit status."""
-    page, token = write_page(folder, profile, runs_dir), secrets.token_urlsafe(24)
-    command = [sys.executable, "-m", "voila", str(page), "--no-browser", "--token", f"--port={port}"]
-    command += [f"--Voila.ip={HOST}", "--Voila.port_retries=0", "--Voila.log_level=WARN"]
+def serve(page, port):
+    """Run Voila on the page until a signal ends it, with its kernels."""
+    from traitlets.config import Config
+    from voila.app import Voila
+
+    from napo.explorer.few_kernels import FewKernels
+
+    token = secrets.token_urlsafe(24)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this Python
+    os.environ.pop("MPLBACKEND", None)
+    server = {"ip": HOST, "port": port, "port_retries": 0, "open_browser": False, "token": token, "log_level": "ERROR"}
+    server |= {"connection_dir_root": str(page.parent), "config_file_paths": []}  # no settings of this account
+    server["tornado_settings"] = {"allow_remote_access": False}  # only Host: localhost, 127.0.0.1
+    pages = {"multi_kernel_manager_class": FewKernels}
+    voila = Voila(config=Config({"Voila": server, "VoilaConfiguration": pages}))
+    voila.initialize([str(page)])  # also handles SIGTERM
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"the explorer: http://{HOST}:{port}/?token={token}   (Ctrl-C ends it)", flush=True)
-    # the token goes into the environment: other users of the machine can read command lines
-    environment = os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1"}
-    environment.pop("MPLBACKEND", None)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, and Voila too
-    voila = subprocess.Popen(command, cwd=repository_root(), env=environment)
-    try:
-        return voila.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:  # ending Voila ends its kernels
-        voila.terminate()
-        voila.wait()
+    voila.start()

@@ -53,10 +53,9 @@ def look(q, beta, alpha, flip_rate, rows=None):
     p = torch.linspace(0.002, 0.998, 200, dtype=torch.float64)
     row_z = beta * torch.tensor(rows.margin, dtype=torch.float64)
     (loss, pull), (_, weight) = loss_and_pull(torch.logit(p), q), loss_and_pull(row_z, q)
-    known = rows.is_noise is not None
-    share = (
-        {name: float(w[rows.is_noise].sum() / max(w.sum(), 1e-300)) for name, w in weight.items()} if known else None
-    )
+    share = None
+    if rows.is_noise is not None:
+        share = {name: float(w[rows.is_noise].sum() / max(w.sum(), 1e-300)) for name, w in weight.items()}
     rule_x = np.linspace(*nice_range(rows.rule_margin), 60)
     batches = [torch.tensor([beta * x]) for x in rule_x] + [torch.tensor(beta * rows.rule_margin)]
     *rule_q, rule = (noise_coefficient(psi, alpha).item() for psi in batches)

@@ -3,20 +3,27 @@
 import numpy as np
 import pandas as pd
 
+from napo.engine.preferences import SHOWN_ROWS
 from napo.noise import posterior
 from napo.workshop.files import BadInput
+from napo.workshop.texts import printable
 
 MIN_ROWS = 20  # with fewer the rate's interval spans nearly everything
 
 
 def check_answers(dataset, kinds, pairs):
-    """Raises BadInput if there are fewer than MIN_ROWS rows, or if a row lacks one of the answers."""
+    """Raises BadInput if there are fewer than MIN_ROWS rows, or with all rows that lack one of the answers."""
     if len(dataset) < MIN_ROWS:
         raise BadInput(f"{pairs}: {len(dataset)} rows, an estimate needs at least {MIN_ROWS}")
-    for kind in kinds:
-        for row_id, answer in zip(dataset["row_id"], dataset[kind], strict=True):
-            if not (answer or "").strip():
-                raise BadInput(f"{pairs}: row {row_id} has no {kind} answer: give it one or drop the row")
+    missing = [
+        f"row {printable(row_id)} has no {kind} answer"
+        for kind in kinds
+        for row_id, answer in zip(dataset["row_id"], dataset[kind], strict=True)
+        if not (answer or "").strip()
+    ]
+    if missing:
+        more = f"; and {len(missing) - SHOWN_ROWS} more" if len(missing) > SHOWN_ROWS else ""
+        raise BadInput(f"{pairs}: {'; '.join(missing[:SHOWN_ROWS])}{more}: give each row one or drop it")
 
 
 def estimates(seen, evidences, kinds, rng):

@@ -5,6 +5,7 @@ A small value of a detector means: this label is probably wrong.
 
 from math import isfinite
 
+import numpy as np
 import pandas as pd
 from scipy import special
 
@@ -90,22 +91,20 @@ def known_rows(noise, beta=None):
 
 def _calibration(of_kind, detector):
     """Mean and calibration error of a detector that is a probability, over bases; nan for other detectors."""
-    found = {"estimated_rate": [], "calibration": []}
+    found = []
     for _, rows in of_kind.groupby("base") if detector in PROBABILITIES else ():
         wrong = 1 - rows[detector].to_numpy(float)
-        found["estimated_rate"].append(wrong.mean())
-        found["calibration"].append(auroc.calibration_error(wrong, rows["is_noise"]))
-    out = {}
-    for name, values in found.items():
-        out |= dict(zip((name, f"{name}_lo", f"{name}_hi"), intervals.t_interval(values), strict=True))
-    return out
+        found.append((wrong.mean(), auroc.calibration_error(wrong, rows["is_noise"])))
+    names = [f"{name}{end}" for name in ("estimated_rate", "calibration") for end in ("", "_lo", "_hi")]
+    values = [value for of_bases in zip(*found, strict=True) for value in intervals.t_interval(of_bases)]
+    return dict(zip(names, values or [np.nan] * 6, strict=True))
 
 
 # ---- beside the claims ----------------------------------------------------------------------------------------------
 
 
 def with_detectors(ledger, noisy):
-    """The ledger of claims with a note on each claim about a detector (C9): AUROC within question kinds, and baselines.
+    """The ledger, its claims on detectors (C9) with a note: AUROC within question kinds, and baselines.
 
     noisy  frame of `noise_table`, or None.  Verdicts do not change.
     """

@@ -12,10 +12,8 @@ import torch
 
 from napo.engine import logps, packing
 from napo.pairs import perturb
-from napo.workshop.progress import progress
 
 
-@torch.no_grad()
 def measure(model, processor, rows, reference, kind, *, batch_size=32, how="none", label=None):
     """Evidence for the chosen answer and for one kind of biased answer of every row.
 
@@ -24,31 +22,17 @@ def measure(model, processor, rows, reference, kind, *, batch_size=32, how="none
     label      of the progress line; None: no line
     Returns a DataFrame row_id, chosen_evidence, evidence (nats), same (whether the two answers are equal).
     """
-    model.eval()
-    names, known = ("chosen", kind), reference.set_index("row_id")
-    starts, frames = range(0, len(rows), batch_size), []
-    for start in progress(starts, label) if label else starts:
-        some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        whole = known.loc[[row["row_id"] for row in some]]
-        counts = [[int(whole[f"tokens_{name}"].iloc[i]) for name in names] for i in range(len(some))]
-        sums = masked_logps(model, processor, some, kind, counts, how)
-        found = {name: whole[f"logps_{name}"].to_numpy(float) - sums[name].numpy() for name in names}
-        columns = {"row_id": whole.index, "chosen_evidence": found["chosen"], "evidence": found[kind]}
-        same = [row["chosen"].strip() == row[kind].strip() for row in some]
-        frames.append(pd.DataFrame(columns | {"same": same}))
-    return pd.concat(frames, ignore_index=True)
+    names, known, same = ("chosen", kind), reference.set_index("row_id"), []
 
+    def encode(row, *_):
+        same.append(row["chosen"].strip() == row[kind].strip())
+        counts = [int(known.at[row["row_id"], f"tokens_{name}"]) for name in names]
+        return masked(row, kind, processor, counts, how)
 
-@torch.no_grad()
-def masked_logps(model, processor, rows, kind, counts, how="none"):
-    """Log-probs of the rows' chosen answers and biased answers after the masked prompt: dict kind -> (n,) nats.
-
-    counts  per row as in `masked`
-    """
-    names = ("chosen", kind)
-    encoded = [masked(row, kind, processor, n, how) for row, n in zip(rows, counts, strict=True)]
-    batch = packing.collate_plain(encoded, names, processor.tokenizer.pad_token_id)
-    return logps.by_kind(logps.plain_logps(model, logps.to_device(batch, model.device)).float().cpu(), names)
+    found = logps.measure(model, processor, rows, names, batch_size, packed=False, label=label, encode=encode)
+    whole = known.loc[found["row_id"]]
+    chosen, biased = (whole[f"logps_{name}"].to_numpy(float) - found[f"logps_{name}"].to_numpy() for name in names)
+    return pd.DataFrame({"row_id": whole.index, "chosen_evidence": chosen, "evidence": biased, "same": same})
 
 
 def masked(row, kind, processor, counts, how="none"):
@@ -59,11 +43,8 @@ def masked(row, kind, processor, counts, how="none"):
     rng = np.random.default_rng(zlib.crc32(str(row["row_id"]).encode()))  # for a noise mask
     seen, has_image, has_question = perturb.perturbed(row, kind, how, rng)
     prompt = packing.prompt_text(seen, processor, has_image, has_question)
-    inputs = dict(packing.tokenised([prompt], [seen["image"]] if has_image else None, processor))
-    prompt_ids = inputs.pop("input_ids")[0]
-    inputs.pop("attention_mask")
-    types = {key: inputs.pop(key)[0] for key in list(inputs) if key.endswith("token_type_ids")}
     answers = zip(("chosen", kind), counts, strict=True)
     responses = {name: torch.tensor(packing.response_ids(row[name], row, processor)[:n]) for name, n in answers}
-    encoded = {"row_id": row["row_id"], "prompt_ids": prompt_ids, "responses": responses}
-    return encoded | {"vision": inputs, "token_types": types}
+    seen_image = seen["image"] if has_image else None
+    encoded = packing.encode_prompt(prompt, seen_image, processor)
+    return encoded | {"row_id": row["row_id"], "responses": responses, "n_cut": 0}

@@ -37,6 +37,10 @@ class Injection:
         return asdict(self) if self.rate else {}
 
     @property
+    def rng(self):
+        return np.random.default_rng([self.seed, 1])
+
+    @property
     def leaks(self):
         """Whether it replaces any answers."""
         return self.kind == "leak" and self.rate > 0
@@ -52,21 +56,15 @@ def check(injection, profile):
     if injection.kind not in NOISE_KINDS:
         raise BadInput(f"unknown noise_kind {injection.kind!r}: use one of {', '.join(NOISE_KINDS)}")
     if injection.kind == "leak" and not profile.is_desk:
-        raise BadInput(
-            f"noise_kind 'leak' needs rows whose truth is known, profile {profile.name} has none: use 'swap', or the "
-            "desk world"
-        )
+        problem = f"noise_kind 'leak' needs rows whose truth is known, profile {profile.name} has none"
+        raise BadInput(f"{problem}: use 'swap', or the desk world")
     if not 0 <= injection.rate < 0.5:
         raise BadInput(f"flip_rate={injection.rate:g}: give a share of the rows, at least 0 and below 0.5")
 
 
 def drawn(n_rows, injection):
     """(n_rows,) bool: the rows that an injection changes."""
-    return draw_flips(n_rows, injection.rate, _rng(injection))
-
-
-def _rng(injection):
-    return np.random.default_rng([injection.seed, 1])
+    return draw_flips(n_rows, injection.rate, injection.rng)
 
 
 def inject(rows, injection):
@@ -75,7 +73,7 @@ def inject(rows, injection):
     A swap changes no row: the objective exchanges the answers. A leak returns a list and swaps none.
     """
     if injection.leaks:
-        return leak(list(rows), injection.rate, _rng(injection)), np.zeros(len(rows), bool)
+        return leak(list(rows), injection.rate, injection.rng), np.zeros(len(rows), bool)
     return rows, drawn(len(rows), injection)
 
 

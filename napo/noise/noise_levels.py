@@ -18,8 +18,7 @@ from napo.workshop import artifacts
 from napo.workshop.files import read_parquet
 
 RESAMPLES = 200
-COLUMNS = ["base", "noise_kind", "rate", "kind", "n_rows", "true", "estimated", "lo", "hi"]
-COLUMNS += ["auroc", "auroc_lo", "auroc_hi", "calibration"]
+COLUMNS = "base noise_kind rate kind n_rows true estimated lo hi auroc auroc_lo auroc_hi calibration".split()
 
 
 def table(profile, base, runs_dir="runs"):
@@ -45,15 +44,12 @@ def read(profile, runs_dir="runs"):
     """The tables of a profile's bases in one frame; empty where no truth is known. Raises MissingArtifact."""
     if not profile.is_desk:
         return pd.DataFrame(columns=COLUMNS)
-    folders = [artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir) for base in profile.bases]
-    frames = [read_parquet(folder / "noise_levels.parquet", "02") for folder in folders]
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
+    return reference_logps.of_bases("noise_levels.parquet", profile, runs_dir)[COLUMNS]
 
 
 def _make_table(profile, base, pairs, reference_path):
     rows, reference = list(preferences.part(preferences.read(pairs), "train")), read_parquet(reference_path, "02")
-    model, processor = models.load_base(profile, base)
-    seed = profile.seeds[0]
+    (model, processor), seed = models.load_base(profile, base), profile.seeds[0]
     good = leak(rows, 1.0, np.random.default_rng(seed))
     of_good = injected.with_leak(good, reference, model, processor, profile.training)
     how = posterior.estimated_by(profile)
@@ -82,6 +78,5 @@ def level(clean, leaked, known, drawn, noise_kind, rng):
     found = posterior.estimate(*posterior.labelled(seen, flipped), rng=rng, resamples=RESAMPLES)
     wrong = known | drawn
     ranked = auroc.auroc(found.posterior, wrong, rng, resamples=RESAMPLES)
-    rates = {"n_rows": len(wrong), "true": wrong.mean(), "estimated": found.rate, "lo": found.lo, "hi": found.hi}
-    judged = {"auroc": ranked.value, "auroc_lo": ranked.lo, "auroc_hi": ranked.hi}
-    return rates | judged | {"calibration": auroc.calibration_error(found.posterior, wrong)}
+    values = (len(wrong), wrong.mean(), found.rate, found.lo, found.hi, ranked.value, ranked.lo, ranked.hi)
+    return dict(zip(COLUMNS[4:], (*values, auroc.calibration_error(found.posterior, wrong)), strict=True))

@@ -35,12 +35,12 @@ COLUMNS = ["base", "row_id", "kind", "chosen_evidence", "evidence", "same", "pos
 
 @dataclass(frozen=True)
 class Posterior:
-    """posterior (n,): probability per row that its label is wrong; rate: its mean, lo and hi its interval."""
+    """The estimate of one kind of rejected answer."""
 
-    posterior: np.ndarray
-    rate: float
-    lo: float = float("nan")
-    hi: float = float("nan")
+    posterior: np.ndarray  # (n,): probability per row that its label is wrong
+    rate: float  # its mean, with interval
+    lo: float
+    hi: float
 
 
 # ---- the estimate ---------------------------------------------------------------------------------------------------
@@ -54,12 +54,11 @@ def estimate(log_odds, same, *, rng=None, resamples=200, level=0.95):
     rng       np.random.Generator for the rate's percentile interval, from refits on resampled rows; None: no interval
     """
     log_odds, same = np.asarray(log_odds, float), np.asarray(same, bool)
-    found = _posterior(log_odds, same)
-    if rng is None:
-        return Posterior(found, float(found.mean()))
-    draws = (rng.integers(0, len(same), len(same)) for _ in range(resamples))
-    rates = [_posterior(log_odds[rows], same[rows]).mean() for rows in draws]
-    lo, hi = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    found, lo, hi = _posterior(log_odds, same), np.nan, np.nan
+    if rng is not None:
+        draws = (rng.integers(0, len(same), len(same)) for _ in range(resamples))
+        rates = [_posterior(log_odds[rows], same[rows]).mean() for rows in draws]
+        lo, hi = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return Posterior(found, float(found.mean()), float(lo), float(hi))
 
 
@@ -72,13 +71,10 @@ def _posterior(log_odds, same):
 
 
 def shares(log_odds, iterations=1000, tolerance=1e-6):
-    """Responsibilities (n, 1 + K) of "clean" and the other stories at the maximum-likelihood shares.
-
-    The log-likelihood is concave in the shares, so the starting point does not matter.
-    """
+    """Responsibilities (n, 1 + K) of "clean" and the other stories at the maximum-likelihood shares."""
     scores = np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1)
     likelihood = np.exp(scores - scores.max(axis=1, keepdims=True))
-    weights = np.full(scores.shape[1], 1 / scores.shape[1])
+    weights = np.full(scores.shape[1], 1 / scores.shape[1])  # any would do: the log-likelihood is concave in them
     for _ in range(iterations):
         found = likelihood * weights
         found /= found.sum(axis=1, keepdims=True)
@@ -99,8 +95,9 @@ def labelled(seen, flipped=None):
     flipped  (n,) bool: rows whose two answers change places; None: none of them
     """
     chosen, other = seen["chosen_evidence"].to_numpy(float), seen["evidence"].to_numpy(float)
-    swap = np.zeros(len(seen), bool) if flipped is None else np.asarray(flipped, bool)
-    return stories(np.where(swap, other, chosen), np.where(swap, chosen, other)), seen["same"].to_numpy(bool)
+    if flipped is not None:
+        chosen, other = np.where(flipped, other, chosen), np.where(flipped, chosen, other)
+    return stories(chosen, other), seen["same"].to_numpy(bool)
 
 
 # ---- of a base's rows -----------------------------------------------------------------------------------------------
@@ -112,13 +109,7 @@ def table(profile, base, runs_dir="runs"):
     Columns: base, row_id, kind, chosen_evidence, evidence (nats), same, posterior.
     """
     reference = reference_logps.build(profile, base, runs_dir)
-    pairs = reference.with_name("pairs.parquet")
-
-    def make(path):
-        _estimated(profile, base, preferences.read(pairs), reference, label=True).to_parquet(path, index=False)
-
-    depends = {"settings": _settings(profile, base), "stage": "noise", "inputs": [pairs, reference]}
-    return artifacts.build(reference.with_name("posterior.parquet"), make, **depends)
+    return _build(reference.with_name("posterior.parquet"), profile, base, reference, label=f"base {base}")
 
 
 def of_training(profile, base, injection, runs_dir="runs"):
@@ -127,20 +118,30 @@ def of_training(profile, base, injection, runs_dir="runs"):
     Columns as `table`. Made unless current; every method that uses the estimate reads the same file.
     """
     reference = injected.reference(profile, base, injection, runs_dir)
-    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
-    pairs = require(folder / "pairs.parquet", "01")
-
-    def make(path):
-        rows, flipped = injected.inject(preferences.part(preferences.read(pairs), "train"), injection)
-        _estimated(profile, base, rows, reference, flipped).to_parquet(path, index=False)
-
-    settings = _settings(profile, base) | {"injection": injection.settings}
-    depends = {"settings": settings, "stage": "noise", "desk": profile.is_desk, "inputs": [pairs, reference]}
-    return artifacts.build(folder / "injected" / f"{injection.name}-posterior.parquet", make, **depends)
+    folder = artifacts.run_folder(profile.name, f"base-{base}", "injected", runs_dir=runs_dir)
+    return _build(folder / f"{injection.name}-posterior.parquet", profile, base, reference, injection)
 
 
-def _settings(profile, base):
-    return profile.computing | {"model": models.identity(profile, base), "by": estimated_by(profile)}
+def _build(path, profile, base, reference, injection=None, label=None):
+    """Path of a table, made from all rows, or from the training rows under an injection; label of progress lines."""
+    folder = path.parent.parent if injection else path.parent
+    pairs, how = require(folder / "pairs.parquet", "01"), estimated_by(profile)
+    settings = profile.computing | {"model": models.identity(profile, base), "by": how}
+    settings |= {"injection": injection.settings} if injection else {}
+
+    def make(temporary):
+        rows, flipped = preferences.read(pairs), None
+        if injection:
+            rows, flipped = injected.inject(preferences.part(rows, "train"), injection)
+        (model, processor), known, frames = models.load_base(profile, base), read_parquet(reference, "02"), []
+        for kind in BIASED:
+            line = label and f"{label}: {kind}, masked"
+            seen = evidence.measure(model, processor, rows, known, kind, label=line, **how)
+            frames.append(seen.assign(base=base, kind=kind, posterior=estimate(*labelled(seen, flipped)).posterior))
+        pd.concat(frames, ignore_index=True)[COLUMNS].to_parquet(temporary, index=False)
+
+    desk = injection is not None and profile.is_desk
+    return artifacts.build(path, make, settings=settings, stage="noise", desk=desk, inputs=[pairs, reference])
 
 
 def estimated_by(profile):
@@ -148,22 +149,7 @@ def estimated_by(profile):
     return {"batch_size": profile.training.batch_size, "how": profile.perturbation.image}
 
 
-def _estimated(profile, base, rows, reference, flipped=None, label=False):
-    """The columns of `table` for some rows. reference: path of their log-probs; flipped: as in `labelled`."""
-    model, processor = models.load_base(profile, base)
-    how, known, frames = estimated_by(profile), read_parquet(reference, "02"), []
-    for kind in BIASED:
-        how["label"] = f"base {base}: {kind}, masked" if label else None
-        seen = evidence.measure(model, processor, rows, known, kind, **how)
-        frames.append(seen.assign(base=base, kind=kind, posterior=estimate(*labelled(seen, flipped)).posterior))
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
-
-
 def beside(noise, profile, runs_dir="runs"):
-    """The rows of `probe.noise_table` for a profile's bases, with the columns that `table` adds.
-
-    Raises MissingArtifact.
-    """
-    folders = [artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir) for base in profile.bases]
-    found = pd.concat([read_parquet(folder / "posterior.parquet", "02") for folder in folders])
+    """The rows of `probe.noise_table` with the columns that `table` adds. Raises MissingArtifact."""
+    found = reference_logps.of_bases("posterior.parquet", profile, runs_dir)
     return noise.merge(found, on=["base", "row_id", "kind"], validate="one_to_one")

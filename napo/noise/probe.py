@@ -31,13 +31,8 @@ def noise_table(profile, base, runs_dir="runs"):
     """
     reference = reference_logps.build(profile, base, runs_dir)
     pairs = reference.with_name("pairs.parquet")
-    settings = {
-        "training": probe_training(profile),
-        "rows": profile.probe_rows,
-        "lora": profile.lora,
-        "method": METHODS["dpo_all"].settings,
-        "model": models.identity(profile, base),
-    } | profile.computing
+    settings = {"training": probe_training(profile), "rows": profile.probe_rows, "lora": profile.lora}
+    settings |= {"method": METHODS["dpo_all"].settings, "model": models.identity(profile, base)} | profile.computing
     made_from = {"settings": settings, "stage": "noise", "inputs": [pairs, reference]}
     checkpoints = pairs.with_name(f"probe-{artifacts.key(**made_from)[:12]}")  # other settings, other checkpoints
     return artifacts.build(
@@ -59,15 +54,13 @@ def _make_table(profile, base, pairs, reference_path, checkpoints):
     probe_rows = probe_rows.select(range(min(profile.probe_rows, len(probe_rows))))
     model, processor = models.load_base(profile, base)
     reference = reference_logps.load(reference_path, model, processor, rows, profile)
-    settings = trainer.Fit(
-        probe_training(profile), profile.lora, PROBE_SEED + base, profile.device, profile.quantisation.dtype
-    )
+    dtype = profile.quantisation.dtype
+    settings = trainer.Fit(probe_training(profile), profile.lora, PROBE_SEED + base, profile.device, dtype)
     data = TrainingSet(probe_rows, reference)
     policy, _ = trainer.fit(model, processor, METHODS["dpo_all"], data, settings, checkpoints)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    kinds = ("chosen", *BIASED)
     how = reference_logps.measured_by(profile.training) | {"label": f"base {base}: reward margins"}
-    trained = logps.measure(policy, processor, rows, kinds, **how)
+    trained = logps.measure(policy, processor, rows, ("chosen", *BIASED), **how)
     table = pd.concat([margin_records(rows, reference, trained, kind) for kind in BIASED], ignore_index=True)
     table.insert(0, "base", base)
     table.insert(4, "part", table["row_id"].isin(probe_rows["row_id"]).map({True: "probe", False: "measured"}))

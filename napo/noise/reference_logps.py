@@ -3,6 +3,8 @@
 A training step reads them instead of running the reference model. They also give the raw margins before training.
 """
 
+import pandas as pd
+
 from napo.engine import logps, models, packing, preferences
 from napo.methods import CORRUPTED, KINDS
 from napo.training import crops
@@ -11,10 +13,7 @@ from napo.workshop.files import BadInput, read_parquet, require, shown
 
 
 def build(profile, base, runs_dir="runs"):
-    """Path of base-<b>/reference.parquet: the base's log-probs of every row and kind, made unless current.
-
-    Raises MissingArtifact without pairs.parquet.
-    """
+    """Path of base-<b>/reference.parquet: every log-prob of the base, made unless current. Raises MissingArtifact."""
     depends = made_from(profile, base, runs_dir)
     (pairs,) = depends["inputs"]
 
@@ -62,23 +61,24 @@ def measured_by(training):
 
 def made_from(profile, base, runs_dir="runs"):
     """Arguments of `artifacts.build` for the reference log-probs of a base. Raises MissingArtifact without pairs."""
-    folder = artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir)
+    pairs = require(artifacts.run_folder(profile.name, f"base-{base}", "pairs.parquet", runs_dir=runs_dir), "01")
     settings = profile.computing | {"model": models.identity(profile, base)} | measured_by(profile.training)
-    return {"settings": settings, "stage": "noise", "inputs": [require(folder / "pairs.parquet", "01")]}
+    return {"settings": settings, "stage": "noise", "inputs": [pairs]}
+
+
+def of_bases(name, profile, runs_dir="runs"):
+    """base-<b>/<name> of all bases of a profile in one frame. Raises MissingArtifact."""
+    folders = [artifacts.run_folder(profile.name, f"base-{base}", runs_dir=runs_dir) for base in profile.bases]
+    return pd.concat([read_parquet(folder / name, "02") for folder in folders], ignore_index=True)
 
 
 def current(profile, base, runs_dir="runs"):
-    """Path of the reference log-probs; makes nothing.
-
-    Raises BadInput if they are missing or stale: made from other rows, another model or template, or other settings.
-    """
+    """Path of the reference log-probs; makes nothing. Raises BadInput if they are missing or stale."""
     depends = made_from(profile, base, runs_dir)
     path = require(depends["inputs"][0].with_name("reference.parquet"), "02")
     if not artifacts.is_current(path, **depends):
-        raise BadInput(
-            f"{shown(path)} was made from other rows, another model or other settings than those of now: run "
-            "notebook 02 again"
-        )
+        problem = "was made from other rows, another model or other settings than those of now"
+        raise BadInput(f"{shown(path)} {problem}: run notebook 02 again")
     return path
 
 
@@ -107,8 +107,5 @@ def check(stored, path, model, processor, rows, profile):
     for kind in KINDS:
         off = (now[f"logps_{kind}"] - known[f"logps_{kind}"]).abs()
         if (now[f"tokens_{kind}"] != known[f"tokens_{kind}"]).any() or off.max() > tolerance:
-            row = off.idxmax()
-            raise BadInput(
-                f"row {row}: the stored reference log-probs of {kind} are not this model's ({off[row]:.3g} nats off): "
-                + remedy
-            )
+            problem = f"the stored reference log-probs of {kind} are not this model's ({off.max():.3g} nats off)"
+            raise BadInput(f"row {off.idxmax()}: {problem}: {remedy}")

@@ -4,6 +4,7 @@ Metric: junyangwang0410/AMBER inference.py. All numbers are in percent, as there
 that change scores. NaPO's log calls Cog "Ha" and Hal "Ha_p".
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,49 +14,19 @@ from napo.official import records, words
 from napo.workshop.files import BadInput, shown
 
 TINY = 0.001  # every denominator starts here, so nothing divides by zero: an empty score is 0, never undefined
-PARTS = {
-    "generative": "generative",
-    "discriminative-attribute-state": "State",
-    "discriminative-attribute-number": "Number",
-    "discriminative-attribute-action": "Action",
-    "discriminative-hallucination": "Existence",
-    "discriminative-relation": "Relation",
-    "relation": "Relation",
-}
-SECTIONS = {  # name: its parts, in the official order
-    "Discriminative": ("State", "Number", "Action", "Existence", "Relation"),
-    "Existence": ("Existence",),
-    "Attribute": ("State", "Number", "Action"),
-    "State": ("State",),
-    "Number": ("Number",),
-    "Action": ("Action",),
-    "Relation": ("Relation",),
-}
-TASKS = {  # sections that a task shows; all predictions are always counted
-    "g": (),
-    "de": ("Existence",),
-    "da": ("Attribute", "State", "Number", "Action"),
-    "dr": ("Relation",),
-    "d": tuple(SECTIONS),
-    "a": tuple(SECTIONS),
-}
+TABLES = records.shipped("amber.toml")
+PARTS, SECTIONS, TASKS = TABLES["parts"], TABLES["sections"], TABLES["tasks"]
 TITLES = {"Discriminative": "Descriminative Task", "Existence": "Exsitence"}  # spelt as officially
 SIZE = 15220  # annotations of the published version
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """AMBER's annotations.
+    """AMBER's annotations, and the words that count."""
 
-    records       one per item, in the order of their ids from 1
-    associations  word → words of much the same meaning
-    safe          words that are never hallucinated
-    vocabulary    the only words that count
-    """
-
-    records: list[dict]
-    associations: dict[str, list[str]]
-    safe: frozenset[str]
+    records: list[dict]  # one per item, in the order of their ids from 1
+    associations: dict[str, list[str]]  # word → words of much the same meaning
+    safe: frozenset[str]  # words that are never hallucinated
 
     @property
     def vocabulary(self):
@@ -71,13 +42,17 @@ class Annotations:
         associations = records.read_json(folder / "relation.json", dict)
         safe = frozenset(records.read_text(folder / "safe_words.txt").split("\n"))
         for word, found in associations.items():
-            if not isinstance(found, list) or not all(isinstance(other, str) for other in found):
+            if not _are_words(found):
                 problem = f"{word!r} has no list of words"
                 raise BadInput(f"{shown(folder / 'relation.json')}: {problem}: get AMBER's data again")
         for i, record in enumerate(items):
             if problem := _wrong(record, i, associations):
                 raise BadInput(f"{shown(folder / 'annotations.json')}, record {i}: {problem}: get AMBER's data again")
         return cls(items, associations, safe)
+
+
+def _are_words(value):
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _wrong(record, i, associations):
@@ -89,9 +64,9 @@ def _wrong(record, i, associations):
         return f"unknown type {kind!r}"
     if kind != "generative":
         return None if truth in ("yes", "no") else "truth must be yes or no"
-    if not isinstance(truth, list) or not isinstance(hallu, list):
+    if not _are_words(truth) or not _are_words(hallu):
         return "truth and hallu must be lists of words"
-    strange = [word for word in truth + hallu if not isinstance(word, str) or word not in associations]
+    strange = records.without(truth + hallu, associations)
     return f"{strange[0]!r} is not in relation.json (files of different versions?)" if strange else None
 
 
@@ -99,16 +74,14 @@ def score(predictions, annotations, task, similar, about="", nouns: Callable[[st
     """Result of the official script.
 
     predictions  records {id, response} (official) or {question_id, text} (NaPO's)
-    annotations  Annotations
     task         "g" generative, "d" discriminative, "de", "da", "dr" existence, attribute, relation, "a" all
     similar      similar(word, other) -> bool, from similarity.get; `about` describes it for the record
     nouns        response -> its nouns; NLTK's by default
     Raises BadInput for an id without annotation, and if no answer belongs to the task.
     """
-    ids = _ids(predictions, len(annotations.records))
-    responses = [records.text_of(predictions, i, "response", "text") for i in range(len(predictions))]
-    pairs = [(annotations.records[i - 1], response) for i, response in zip(ids, responses, strict=True)]
-    asked = {part for section in TASKS[task] for part in SECTIONS[section]}
+    pairs = [_answered(predictions, i, annotations.records) for i in range(len(predictions))]
+    ids = [annotation["id"] for annotation, _ in pairs]
+    asked = {part for section in TASKS[task]["sections"] for part in SECTIONS[section]}
     asked |= {"generative"} if task in ("a", "g") else set()
     _refuse_empty(task, asked, {PARTS[annotation["type"]] for annotation, _ in pairs})
     result = records.Result("amber", {}, notices=records.reading_notices(predictions, ids, "id"))
@@ -125,24 +98,24 @@ def score(predictions, annotations, task, similar, about="", nouns: Callable[[st
     return result
 
 
-def _ids(predictions, n):
-    """Ids of the predictions. The official script takes the last annotation for id 0, and fails beyond the end `n`."""
-    ids = [records.integer_of(predictions, i, "id", "question_id") for i in range(len(predictions))]
-    remedy = "remove it, or use annotations of the same version"
-    for i, found in enumerate(ids):
-        if not 1 <= found <= n:
-            raise records.fault(predictions, i, f"id {found} has no annotation (ids go from 1 to {n}): {remedy}")
-    return ids
+def _answered(predictions, i, annotations):
+    """(annotation, response). The official script takes the last annotation for id 0, and fails beyond the end."""
+    found, n = records.integer_of(predictions, i, "id", "question_id"), len(annotations)
+    if not 1 <= found <= n:
+        remedy = "remove it, or use annotations of the same version"
+        raise records.fault(predictions, i, f"id {found} has no annotation (ids go from 1 to {n}): {remedy}")
+    return annotations[found - 1], records.text_of(predictions, i, "response", "text")
 
 
 def _refuse_empty(task, asked, given):
-    questions, needed = asked - {"generative"}, ""
+    questions = asked - {"generative"}
     if "generative" in asked - given:
         needed = "captions (ids of type generative)"
     elif questions and not questions & given:
         needed = f"answers to {' or '.join(sorted(questions)).lower()} questions"
-    if needed:
-        raise BadInput(f"--task {task} needs {needed}, and there are none: choose another task")
+    else:
+        return
+    raise BadInput(f"--task {task} needs {needed}, and there are none: choose another task")
 
 
 def _score_captions(result, captions, annotations, similar, about, nouns):
@@ -163,13 +136,11 @@ def _score_captions(result, captions, annotations, similar, about, nouns):
         values |= {"present": present, "imagined": imagined, "imaginable": imaginable, "tokens": len(response.split())}
         result.examples += records.long_rows("amber", annotation["id"], "generative", values)
     chair, cover, cog, clean = (counts[name] / totals[name] * 100 for name in counts)
-    summary = {"CHAIR": chair, "Cover": cover, "Hal": 100 - clean, "Cog": cog}
-    result.summary |= summary
-    result.printed += ["Generative Task:", *_lines(summary)]
+    result.summary |= {"CHAIR": chair, "Cover": cover, "Hal": 100 - clean, "Cog": cog}
+    result.printed += ["Generative Task:", *_lines(result.summary)]
     result.notices += records.blank([(a["id"], response) for a, response in captions], "clean by definition, id")
     result.notices += words.version_notice() if nouns is words.nouns else []
-    counters = {f"{name}_score": count for name, count in counts.items()}
-    counters |= {f"{name}_num": total for name, total in totals.items()}
+    counters = {f"{name}_{end}": n for end, by in (("score", counts), ("num", totals)) for name, n in by.items()}
     result.details |= {"similarity": about, "counters": counters}
 
 
@@ -183,17 +154,14 @@ def rate(found, annotation, annotations, similar):
     for noun in found:
         if noun in annotations.safe:
             continue  # never hallucinated and without credit, but in CHAIR's denominator
-        equal = _first(truth, noun.__eq__)
-        if equal is not None:
-            covered.add(equal)
-            continue
-        imagined |= {_first(hallu, noun.__eq__), _first(hallu, lambda word, noun=noun: similar(noun, word))}
-        like = _first(truth, lambda word, noun=noun: similar(noun, word))
-        if like is None:
-            hallucinated += 1
-        else:
-            covered.add(like)
-    return hallucinated, len(covered), len(imagined - {None})
+        credited = _first(truth, noun.__eq__)
+        if credited is None:
+            like = functools.partial(similar, noun)
+            imagined |= {_first(hallu, noun.__eq__), _first(hallu, like)}
+            credited = _first(truth, like)
+        hallucinated += credited is None
+        covered.add(credited)
+    return hallucinated, len(covered - {None}), len(imagined - {None})
 
 
 def _targets(listed, associations):
@@ -220,26 +188,22 @@ def _score_answers(result, answers, task):
         result.examples += records.long_rows("amber", annotation["id"], part.lower(), values)
     counts = {part: _counts(pairs) for part, pairs in of_part.items()}
     sections = {}
-    for name in TASKS[task]:
+    for name in TASKS[task]["sections"]:
         pooled = [counts[part] for part in SECTIONS[name]]
         if name == "Discriminative":
             pooled = [_counts((annotation["truth"], response) for annotation, response in answers)]
         sections[name] = _section(pooled, 0.001 if name == "Existence" else 0.0001)
         result.printed += [f"{TITLES.get(name, name)}:", *_lines(sections[name])]
-    result.summary |= sections[TASKS[task][0]]
+    result.summary |= next(iter(sections.values()))
     result.details |= {"sections": sections, "counts": counts}
     odd = [(annotation["id"], response) for annotation, response in answers if response not in ("Yes", "No")]
-    if odd:
-        named = [f"{text[:20]!r} {n} times" for text, n in Counter(text for _, text in odd).most_common()]
-        result.notices.append(
-            f'{len(odd)} answers are neither "Yes" nor "No" and count as wrong ({records.some(named)}; id '
-            f"{records.some(identity for identity, _ in odd)})"
-        )
+    named = records.some(f"{text[:20]!r} {n} times" for text, n in Counter(text for _, text in odd).most_common())
+    count_as = 'answers are neither "Yes" nor "No" and count as wrong'
+    result.notices += records.counted([identity for identity, _ in odd], count_as, f"{named}; id")
 
 
 def _counts(answers):
-    """Counters of answers (truth, response). Totals start at TINY and grow one by one, to equal the official ones bit
-    for bit."""
+    """Counters of answers (truth, response). Totals start at TINY and grow one by one, as officially, bit for bit."""
     count = {"right": 0, "right_no": 0, "asked": TINY, "gold_no": TINY, "said_no": TINY}
     for truth, response in answers:
         count["right"] += response == truth.capitalize()

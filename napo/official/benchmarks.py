@@ -7,109 +7,70 @@ scoring needs no tokenizer.
 """
 
 import base64
-import binascii
-import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from napo.official import vlind
+from napo.official import amber, vlind
 from napo.official.datafolder import DataFolder
-from napo.official.records import read_records
-from napo.workshop.files import BadInput, shown
+from napo.official.records import read_records, shipped
+from napo.workshop import pictures
+from napo.workshop.files import BadInput, first_line, shown
 
 AMBER_QUERIES = "query_all.json"
-# Task: its own list, and how the types of its annotations start; the types choose from the list of all questions where
-# the task's own list is missing. The two agree but for item 13193: a computer in the list of all, a chair in the other.
-AMBER_TASKS = {
-    "a": (AMBER_QUERIES, ("generative", "discriminative", "relation")),
-    "g": ("query_generative.json", ("generative",)),
-    "d": ("query_discriminative.json", ("discriminative", "relation")),
-    "da": ("query_discriminative-attribute.json", ("discriminative-attribute",)),
-    "de": ("query_discriminative-existence.json", ("discriminative-hallucination",)),
-    "dr": ("query_discriminative-relation.json", ("discriminative-relation", "relation")),
-}
+# Task: its own list of questions, and how the types of its annotations start.
+AMBER_TASKS = {name: (task["list"], tuple(task["types"])) for name, task in amber.TASKS.items()}
 AMBER_CAPTIONS = 1004  # official ids up to this one ask for a caption, later ones for yes or no
 OBJHAL_QUESTIONS = ("obj_halbench_300_with_image.jsonl", "objhal_300_index.jsonl")
 POPE_SPLITS = ("random", "popular", "adversarial")
 
-# VLind-Bench's own templates, by step. `noun` is the statement that steps b1 and b2 judge.
-VLIND_PROMPTS = {
-    "a": "Statement: {statement}\nBased on the common sense, is the given statement true or false? "
-    "Only respond in True or False.",
-    "noun": "There is {noun} in the given image.",
-    "b": "Statement: {statement}\nBased on the image, is the given statement true or false? "
-    "Only respond in True or False.",
-    "c": "Context: {context}\nStatement: {statement}\nBased on the context, is the given statement true or false? "
-    "Forget real-world common sense and just follow the information provided in the context. "
-    "Only respond in True or False.",
-    "d": "Statement: {statement}\nBased on the image, is the given statement true or false? "
-    "Forget real-world common sense and just follow the information provided in the image. "
-    "Only respond in True or False.",
-}
+VLIND_PROMPTS = shipped("vlind.toml")["prompts"]
 # The NaPO authors' copy differs in one word.
 VLIND_PAPER_PROMPTS = VLIND_PROMPTS | {"a": VLIND_PROMPTS["a"].replace("on the common", "on common")}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt for a model.
+    """One prompt for a model."""
 
-    key         names the question
-    example_id  names the example whose score it enters
-    image       a file, the base64 text that two benchmarks ship, or a PIL image
-    """
-
-    key: str
-    example_id: str
+    key: str  # names the question
+    example_id: str  # names the example whose score it enters
     text: str
-    image: Path | str | Image.Image
+    image: Path | str | Image.Image  # a file, the base64 text that two benchmarks ship, or a PIL image
 
     def opened(self):
         """The image as RGB. Raises BadInput if it cannot be read."""
         try:
             if isinstance(self.image, Image.Image):
                 return self.image
-            source = self.image if isinstance(self.image, Path) else io.BytesIO(base64.b64decode(self.image))
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, binascii.Error, Image.DecompressionBombError) as error:
+            return pictures.rgb(self.image if isinstance(self.image, Path) else base64.b64decode(self.image))
+        except Exception as error:  # decoders raise whatever they like on damage
             place = shown(self.image) if isinstance(self.image, Path) else f"image of example {self.example_id}"
-            raise BadInput(f"{place}: not a readable image ({error}); get it again") from error
+            raise BadInput(f"{place}: not a readable image ({first_line(error)}); get it again") from error
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions in the official order, and how answers become the official prediction files.
-
-    folder       its data; None for items that are made here (the desk world's own)
-    predictions  ({question key: answer}, model id) -> {file name: content}
-    adapted      content of adapted.json; {} for official data
-    files        what it was read from
-    """
+    """Questions in the official order, and how answers become the official prediction files."""
 
     name: str
-    folder: Path | None
+    folder: Path | None  # its data; None for items that are made here (the desk world's own)
     questions: tuple[Question, ...]
-    predictions: Callable[[dict, str], dict]
-    adapted: dict = field(default_factory=dict)
+    predictions: Callable[[dict, str], dict]  # ({question key: answer}, model id) -> {file name: content}
+    adapted: dict = field(default_factory=dict)  # content of adapted.json; {} for official data
     task: str = ""  # of AMBER
-    files: tuple[Path, ...] = ()
-
-    @property
-    def n_examples(self):
-        return len({question.example_id for question in self.questions})
+    files: tuple[Path, ...] = ()  # what it was read from
 
     @property
     def n_generative(self):
         """The number of examples that the paper's columns count: all, but for AMBER's yes-or-no questions."""
-        if self.name != "amber" or self.task != "a":
-            return self.n_examples
-        return sum(int(question.example_id) <= AMBER_CAPTIONS for question in self.questions)
+        examples, both = {question.example_id for question in self.questions}, (self.name, self.task) == ("amber", "a")
+        return sum(int(example) <= AMBER_CAPTIONS for example in examples) if both else len(examples)
 
 
 def read(name, folder, *, task="g", prompts="official", limit=None):
@@ -130,14 +91,18 @@ def read(name, folder, *, task="g", prompts="official", limit=None):
     adapted = files.adapted
     try:
         questions, predictions = _READERS[name](files, limit, task, prompts)
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)[:150]
         raise BadInput(f"{shown(folder)}: not the files of {name} ({reason}); get them again") from error
     files.check_images()
     if not questions:
         raise BadInput(f"{shown(folder)}: {name} has no example that can be asked: get its files again")
-    made_from = tuple(dict.fromkeys(files.read))
-    task = task if name == "amber" else ""
+    keys = Counter(question.key for question in questions)
+    for question in questions:
+        if keys[question.key] > 1 or not isinstance(question.text, str):
+            wrong = "is no text" if keys[question.key] == 1 else "stands there twice"
+            raise BadInput(f"{shown(folder)}: question {question.key[:100]} of {name} {wrong}: get its files again")
+    task, made_from = task if name == "amber" else "", tuple(dict.fromkeys(files.read))
     return Benchmark(name, Path(folder), tuple(questions), predictions, adapted, task, made_from)
 
 
@@ -153,15 +118,16 @@ def _vlind(files, limit, task, prompts):
     path, asked, questions = files.path("data.json"), {}, []
     records = read_records(path)
     templates = (VLIND_PAPER_PROMPTS if prompts == "paper" else VLIND_PROMPTS) | files.adapted.get("prompts", {})
-    for number, record in enumerate(records):
+    for example_id, record in zip(vlind.identities_of(records), records, strict=True):
         good = vlind.good_images(record)
         if not good or len(asked) == limit:
             continue
-        example_id = str(record.get("global_id", number))
         if example_id in asked:
             raise BadInput(f"{shown(path)}: two records have the global_id {example_id}; get it again")
         asked[example_id] = record
-        best = most_votes(record, good) if prompts == "paper" else str(record["best_img_id"])
+        best = str(record["best_img_id"])
+        if prompts == "paper":  # the authors' script takes the image with most votes, of several the first in the file
+            best = max(good, key=record["aggregated_human_label_good_images"].get)
         for step, statement, picture in _vlind_steps(files, record, templates["noun"], best, good):
             text = templates[step[0]].format(statement=statement, context=record["context"])
             questions.append(Question(f"{example_id}/{step}", example_id, text, picture))
@@ -173,20 +139,14 @@ def _vlind(files, limit, task, prompts):
     return questions, predictions
 
 
-def most_votes(record, good):
-    """The image with most votes, of several the first in the file: the authors' script takes it for the best one."""
-    return max(good, key=record["aggregated_human_label_good_images"].get)
-
-
 def _vlind_steps(files, record, noun, best, good):
     """[(step, statement, image)] of one record."""
     true, false = record["true_statement"], record["false_statement"]
     usual = files.image_in(_vlind_folder(files, "factual", record, "factual_context"), "0")
     pictures = _vlind_folder(files, "counterfactual", record, "context")
     chosen = files.image_in(pictures, best)
-    steps = [("a1", false, usual), ("a2", true, usual)]
-    steps += [("b1", noun.format(noun=record["existent_noun"]), chosen)]
-    steps += [("b2", noun.format(noun=record["non-existent_noun"]), chosen)]
+    there, absent = (noun.format(noun=record[name]) for name in ("existent_noun", "non-existent_noun"))
+    steps = [("a1", false, usual), ("a2", true, usual), ("b1", there, chosen), ("b2", absent, chosen)]
     steps += [("c1", true, chosen), ("c2", false, chosen)]
     for image in good:
         picture = files.image_in(pictures, image)
@@ -209,8 +169,8 @@ def vlind_filled(records, asked, answers, model_id):
         return {"response": answers[key], "answer": vlind.infer_true_or_false(answers[key])}
 
     filled = []
-    for number, record in enumerate(records):
-        example_id, said = str(record.get("global_id", number)), {}
+    for example_id, record in zip(vlind.identities_of(records), records, strict=True):
+        said = {}
         if example_id in asked:
             said = {step: judged(f"{example_id}/{step[:2]}") for step in vlind.SINGLE}
             good = vlind.good_images(record)
@@ -278,15 +238,13 @@ def _pope(files, limit, task, prompts):
     there = [split for split, name in names.items() if name in files.by_name]
     rows = [(split, row) for split in there for row in read_records(files.path(names[split]))[:limit]]
     keys = [f"{split}/{row['question_id']}" for split, row in rows]
-    questions = [
-        Question(key, key, row["text"], files.image(row["image"])) for key, (_, row) in zip(keys, rows, strict=True)
-    ]
+    images = [files.image(row["image"]) for _, row in rows]
+    questions = [Question(key, key, rows[i][1]["text"], images[i]) for i, key in enumerate(keys)]
 
     def predictions(answers, model_id):
         lines = {split: [] for split in there}
         for key, (split, row) in zip(keys, rows, strict=True):
-            said = {"question": row["text"], "question_id": row["question_id"], "answer": answers[key]}
-            lines[split].append(said)
+            lines[split].append({"question": row["text"], "question_id": row["question_id"], "answer": answers[key]})
         return {f"coco_pope_{split}_answers.jsonl": _json_lines(of_split) for split, of_split in lines.items()}
 
     return questions, predictions

@@ -25,11 +25,17 @@ class DataFolder:
         """File name -> path. Follows links to folders: images are often kept elsewhere."""
         # Two benchmarks also need COCO's files, which `make data` puts into coco/ beside them.
         coco = [self.folder.parent / "coco"] if self.name in ("objhal", "pope") else []
-        found = {}
+        found, seen, places = {}, set(), []
         for root in (self.folder, *coco):
-            for place, _, names in sorted(os.walk(root, followlinks=True), key=lambda entry: entry[0].count(os.sep)):
-                for name in names:
-                    found.setdefault(name, Path(place, name))
+            for place, folders, names in os.walk(root, followlinks=True):
+                if (real := os.path.realpath(place)) in seen:  # a circle of links
+                    folders.clear()
+                else:
+                    seen.add(real)
+                    places.append((place, names))
+        for place, names in sorted(places, key=lambda entry: entry[0].count(os.sep)):
+            for name in names:
+                found.setdefault(name, Path(place, name))
         return found
 
     @functools.cached_property
@@ -56,10 +62,11 @@ class DataFolder:
 
     def image_in(self, folder, stem):
         """The image `stem` of one folder, whatever its ending; noted as missing if there is none."""
-        for ending in IMAGE_ENDINGS:
+        inside = Path(os.path.normpath(folder / stem)).is_relative_to(os.path.normpath(self.folder))
+        for ending in IMAGE_ENDINGS if inside and "\0" not in stem else ():
             if (folder / (stem + ending)).is_file():
                 return folder / (stem + ending)
-        self.missing.append(str((folder / stem).relative_to(self.folder)))
+        self.missing.append(f"{folder.name}/{stem}")
         return folder / stem
 
     def check_images(self):

@@ -7,24 +7,36 @@ message without the image; `make data` fetches it. A judge has `ask(prompt)`, wh
 """
 
 import ast
+import base64
 import contextlib
 import functools
 import hashlib
+import html
+import ipaddress
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import requests
+
 from napo.official.mmhal import ITEMS, content
 from napo.official.records import fault, integer_of, read_text, some, text_of, without
-from napo.workshop.files import BadInput, atomic, make_folder, shown
+from napo.workshop import pretrained
+from napo.workshop.files import BadInput, atomic, first_line, make_folder, shown
+from napo.workshop.texts import printable
 
 # SHA-256 of LLaVA-RLHF's template; RLAIF-V's copy is the same.
 OFFICIAL_TEMPLATE = "2c73d8c50f1740d000fae62cfeed103c2f7a5bcfa904b27e6e09900e7ce600cc"
 KEY_VARIABLE = "OPENAI_API_KEY"
 RETRIED = {0, 408, 409, 429, 500, 502, 503, 504}  # 0: not reached
+TIMEOUT = (20, 120)  # seconds: to connect, between bytes
+LONGEST = 1 << 22  # bytes of a reply
+SECRET = 8  # letters; a shorter key ("none", "EMPTY") is no secret, and removing it would change the reviews
+PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 def sha256(text):
@@ -88,8 +100,9 @@ def _parts(items, answers, i):
 class Endpoint:
     """An OpenAI-compatible server.
 
-    The key comes from the environment variable `key_variable`. It is sent in the header and removed from replies that
-    repeat it.
+    The key comes from the environment variable `key_variable` and goes into the header, never a ~/.netrc. Proxies and
+    certificates of the environment count for https only. Replies that repeat the key are recorded without it.
+    allow_http  send texts and key in clear to other machines too, not only to this one
     """
 
     url: str
@@ -98,54 +111,104 @@ class Endpoint:
     parameters: dict = field(default_factory=lambda: {"temperature": 0.0, "top_p": 1, "max_tokens": 512})
     tries: int = 6
     wait: float = 2.0  # seconds before the second try; doubles with each try
+    allow_http: bool = False
 
     def __post_init__(self):
-        address = urlsplit(self.url)
-        if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
-            remedy = "keys come from the environment"
-            raise BadInput(f"--url must be http(s)://host/path without user, password or query; {remedy}")
+        remedy = "must be http(s)://host/path without user, password or query; keys come from the environment"
+        try:
+            address = urlsplit(self.url)
+            good = (address.hostname or "").encode("idna") and address.port != 0
+            requests.Request("POST", self.url).prepare()
+        except ValueError:  # requests' InvalidURL is one
+            good = False
+        if not good or address.scheme not in ("http", "https") or "@" in self.url or {"?", "#"} & {*self.url}:
+            raise BadInput(f"--url {remedy}")
+        if address.scheme == "http" and not (self.allow_http or _is_loopback(address.hostname)):
+            raise BadInput("--url is plain http, which sends the key in clear: use https, or --allow-http if you must")
+        self.host, self.encrypted, self.key = address.hostname, address.scheme == "https", self._key()
+
+    def _key(self):
+        key = os.environ.get(self.key_variable, "")
+        if key and not re.fullmatch(r"[!-~]+", key):
+            raise BadInput(f"the key in {self.key_variable} has a blank, a line break or a letter that no header holds")
+        return key
 
     @property
     def about(self):
-        host = urlsplit(self.url).hostname
-        return {"kind": "endpoint", "model": self.model, "host": host, "parameters": self.parameters}
+        return {"kind": "endpoint", "model": self.model, "host": self.host, "parameters": self.parameters}
 
     def ask(self, prompt):
         """The completion. Raises BadInput if the server refuses or does not answer."""
-        key = os.environ.get(self.key_variable, "")
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self.parameters}
         for attempt in range(self.tries):
             if attempt:
                 time.sleep(self.wait * 2 ** (attempt - 1))
-            status, said = self._post(body, key)
+            status, said = self._post(body)
             if status == 200:
                 return self._completion(said)
             if status not in RETRIED:
                 break
-        hint = "" if key else f" (no key in the variable {self.key_variable})"
-        raise BadInput(f"the judge at {urlsplit(self.url).hostname} answered: {' '.join(said.split())[:200]}{hint}")
+        hint = "" if self.key else f" (no key in the variable {self.key_variable})"
+        raise BadInput(f"the judge at {self.host} answered: {printable(said)[:160]}{hint}")
 
-    def _post(self, body, key):
-        """(status, text without the key); status 0 if the server cannot be reached."""
-        import requests
-
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url = self.url.rstrip("/") + "/chat/completions"
+    def _post(self, body):
+        """(status, text); status 0 if the server cannot be reached. Only a text of status 200 may hold the key."""
+        bearer = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        more = {"headers": bearer, "timeout": TIMEOUT, "allow_redirects": False, "stream": True}
         try:
-            reply = requests.post(url, json=body, headers=headers, timeout=120, allow_redirects=False)
-        except (requests.RequestException, UnicodeError) as error:
-            return 0, f"not reached ({type(error).__name__})"
-        said = reply.text if reply.status_code == 200 else f"status {reply.status_code} {reply.text}"
+            with requests.Session() as session:
+                session.trust_env = self.encrypted
+                session.auth = lambda request: request  # else requests takes the login of ~/.netrc
+                with session.post(f"{self.url.rstrip('/')}/chat/completions", json=body, **more) as reply:
+                    text = b""
+                    for block in reply.iter_content(1 << 16):
+                        text += block
+                        if len(text) > LONGEST:
+                            return -1, f"more than {LONGEST:,} bytes"
+        except (requests.RequestException, ValueError) as error:
+            return 0 if isinstance(error, PASSING) else -1, f"not reached ({type(error).__name__})"
+        text = text.decode("utf-8", "replace")
+        if reply.status_code == 200:
+            return 200, text
         if reply.status_code in (401, 403):  # these replies repeat a part of the key
-            said = f"status {reply.status_code}: the key was refused"
-        return reply.status_code, said.replace(key, "[key]") if key else said
+            text = "the key was refused"
+        return reply.status_code, f"status {reply.status_code} {without_key(text, self.key)}"
 
     def _completion(self, text):
-        with contextlib.suppress(ValueError):
+        reply = None
+        with contextlib.suppress(ValueError, RecursionError):
             reply = json.loads(text)
-            if (said := content(reply)) is not None:
-                return completion(reply.get("model", self.model), said)
-        raise BadInput(f"the judge {self.model} sent no text at choices[0].message.content: is it a chat endpoint?")
+        if (said := content(reply)) is None:
+            raise BadInput(f"the judge {self.model} sent no text at choices[0].message.content: is it a chat endpoint?")
+        model = str(reply.get("model", self.model))[:200]
+        return completion(without_key(model, self.key), without_key(said, self.key))
+
+
+def _is_loopback(host):
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def without_key(text, key):
+    """`text` with [key] wherever the key stands: plain or escaped letter by letter (JSON, URL, HTML), or in base64."""
+    return _spellings(key).sub("[key]", text) if len(key) >= SECRET else text
+
+
+@functools.cache
+def _spellings(key):
+    letters = []
+    for c in key:
+        code, plain = ord(c), "|".join({re.escape(c), re.escape(html.escape(c))})
+        letters.append(
+            rf"(?:\\{{0,4}}(?:{plain}|u00{code:02x}|x{code:02x})|%(?:25)?{code:02x}|&#(?:{code}|x{code:x});)"
+        )
+    whole = ["".join(letters), key.encode().hex()]
+    for start in range(3):  # within other text a key may begin at each of three places of a base64 group
+        code = base64.b64encode(b"-" * start + key.encode()).decode()
+        known = code[-(-start * 8 // 6) : (start + len(key)) * 8 // 6]  # letters that depend on the key alone
+        whole.append(re.escape(known).replace(r"\+", "(?:[+-]|%2b)").replace("/", r"(?:\\?[/_]|%2f)"))
+    return re.compile("|".join(whole), re.IGNORECASE)
 
 
 @dataclass
@@ -161,10 +224,15 @@ class LocalChat:
         return {"kind": "local", "model": self.model, "parameters": self.parameters}
 
     def ask(self, prompt):
-        """The completion. Raises BadInput if the model cannot be loaded or has no chat template."""
+        """The completion. Raises BadInput if the model cannot be loaded or has no chat template that works."""
         model, tokenizer = self._loaded
         chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        try:
+            settings = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+            inputs = tokenizer.apply_chat_template(chat, **settings)
+        except Exception as error:  # a template is a program of the model's makers
+            reason = first_line(error)[:120]
+            raise BadInput(f"{self.model}: its chat template fails ({reason}): choose another judge") from error
         pad = tokenizer.pad_token_id or tokenizer.eos_token_id
         written = model.generate(**inputs.to(model.device), **self.parameters, pad_token_id=pad)
         reply = written[0, inputs["input_ids"].shape[1] :]
@@ -174,12 +242,9 @@ class LocalChat:
     def _loaded(self):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
-            model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").to(self.device).eval()
-        except (OSError, ValueError) as error:
-            problem = f"cannot load judge {self.model} ({(str(error).splitlines() or ['unreadable'])[0]})"
-            raise BadInput(f"{problem}: name a chat model of the hub or a folder") from None
+        with pretrained.one_line(self.model, "name a chat model of the hub or a folder"):
+            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            model = pretrained.load(AutoModelForCausalLM, self.model, dtype="auto").to(self.device)
         if not tokenizer.chat_template:
             raise BadInput(f"{self.model} has no chat template: choose a chat model as judge")
         return model, tokenizer
@@ -200,7 +265,11 @@ def review(prompts, judge, template_hash, path):
     partial = path.with_name(path.name + ".partial")
     make_folder(path.parent)
     known = _replies_so_far(partial, about)
-    with open(partial, "a", encoding="utf-8") as log:
+    try:
+        log = open(partial, "a", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {shown(partial)}: {error.strerror}: give another file by --out") from None
+    with log:
         log.write("\n")  # ends a line that was cut short
         for prompt in prompts:
             digest = sha256(prompt)
@@ -216,9 +285,9 @@ def _replies_so_far(partial, about):
     """Replies of this judge from an interrupted run, by prompt hash."""
     replies = {}
     for line in read_text(partial).split("\n") if partial.exists() else []:
-        with contextlib.suppress(ValueError):  # an empty line, or one that was cut short
+        with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):  # empty, cut short or not ours
             reply = json.loads(line)
-            if reply.get("judge") == about:
+            if reply["judge"] == about and content(reply) is not None:
                 replies[reply["prompt_sha256"]] = reply
     return replies
 

@@ -28,14 +28,14 @@ def parse_rating(review):
 def read_reviews(path):
     """Reviews of a file, or of the only review file in a folder. Raises BadInput."""
     path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*.json") if REVIEWS in str(file.relative_to(path)))
-        if len(files) != 1:
-            names = f" ({some(file.name for file in files)})" if files else ""
-            problem = f"{shown(path)} holds {len(files)} review files *{REVIEWS}*.json{names}"
-            raise BadInput(f"{problem}: name the file to score")
-        path = files[0]
-    return read_predictions(path)
+    if not path.is_dir():
+        return read_predictions(path)
+    files = sorted(file for file in path.rglob("*.json") if REVIEWS in str(file.relative_to(path)))
+    if len(files) != 1:
+        names = f" ({some(file.name for file in files)})" if files else ""
+        problem = f"{shown(path)} holds {len(files)} review files *{REVIEWS}*.json{names}"
+        raise BadInput(f"{problem}: name the file to score")
+    return read_predictions(files[0])
 
 
 def score(reviews):
@@ -53,25 +53,21 @@ def score(reviews):
         i = texts.index(None)
         raise fault(reviews, i, f"no text at choices[0].message.content: ask the judge again for item {i}")
     parsed = [parse_rating(text) for text in texts]
-    unparseable = [i for i, rating in enumerate(parsed) if rating is None]
-    ratings = [rating or 0 for rating in parsed]
+    unparseable, ratings = [i for i in range(ITEMS) if parsed[i] is None], [rating or 0 for rating in parsed]
     by_type = {name: ratings[i :: len(TYPES)] for i, name in enumerate(TYPES)}
     hallucinated = [int(rating < HALLUCINATED_BELOW) for rating in ratings]
     informative = [rating - 3 if rating >= 3 else rating for rating in ratings]
-    summary = {
-        "score": sum(ratings) / ITEMS,
-        "hal_rate": sum(hallucinated) / ITEMS,
-        "informativeness": sum(informative) / ITEMS / 3,
-        "per_type": {name: sum(found) / len(found) for name, found in by_type.items()},
-        "per_item": ratings,
-    }
-    judge = _judge(reviews)
+    means = {"score": sum(ratings) / ITEMS, "hal_rate": sum(hallucinated) / ITEMS}
+    means |= {"informativeness": sum(informative) / ITEMS / 3}
+    per_type = {name: sum(found) / len(found) for name, found in by_type.items()}
+    summary = means | {"per_type": per_type, "per_item": ratings}
+    judge, notices = _judge(reviews)
     details = {"unparseable": [{"item": i, "review": texts[i]} for i in unparseable], "judge": judge}
     examples = []
     for i in range(ITEMS):
         values = {"score": ratings[i], "hallucinated": hallucinated[i], "informativeness": informative[i]}
         examples += long_rows("mmhal", i, TYPES[i % len(TYPES)], values | {"unparseable": parsed[i] is None})
-    notices = counted(unparseable, "reviews give no single rating and count as 0", "item") + _judge_notices(judge)
+    notices = counted(unparseable, "reviews give no single rating and count as 0", "item") + notices
     return Result("mmhal", summary, _printed(summary), examples, notices, details)
 
 
@@ -85,22 +81,17 @@ def content(review):
 
 
 def _judge(reviews):
-    """The judge's names in the replies, and how `judge.py` asked it."""
-    recorded = [review.get("judge") for review in reviews if isinstance(review.get("judge"), dict)]
+    """The judge's names in the replies and how `judge.py` asked it, and notices about both."""
+    recorded = [review["judge"] for review in reviews if isinstance(review.get("judge"), dict)]
     distinct = [known for i, known in enumerate(recorded) if known not in recorded[:i]]
     replied = sorted({str(review["model"]) for review in reviews if review.get("model")})
-    return {"model_in_replies": replied, "recorded": distinct, "n_recorded": len(recorded)}
-
-
-def _judge_notices(judge):
-    notices = []
-    if len(judge["model_in_replies"]) > 1 or len(judge["recorded"]) > 1:
-        notices.append(f"reviews of more than one judge: {some(judge['model_in_replies'] or judge['recorded'])}")
-    if not judge["recorded"]:
+    several = len(replied) > 1 or len(distinct) > 1
+    notices = [f"reviews of more than one judge: {some(replied or distinct)}"] if several else []
+    if not recorded:
         notices.append("the review file does not say how the judge was asked (parameters, prompt)")
-    elif judge["n_recorded"] < ITEMS:
-        notices.append(f"only {judge['n_recorded']} reviews say how the judge was asked")
-    return notices
+    elif len(recorded) < ITEMS:
+        notices.append(f"only {len(recorded)} reviews say how the judge was asked")
+    return {"model_in_replies": replied, "recorded": distinct, "n_recorded": len(recorded)}, notices
 
 
 def _printed(summary):

@@ -4,6 +4,7 @@ Metric: RLHF-V/RLAIF-V eval/eval_gpt_obj_halbench.py without --use_gpt. The pape
 that hallucinate, not CHAIRs_refine.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,7 @@ class Synonyms:
         return found
 
     def mentions(self, tokens):
-        """[(term, category)] of lemmas, in order, repeats included. Terms are case-sensitive and texts lower-cased, so
-        "iPhone" is never found."""
+        """[(term, category)] of lemmas, in order, repeats included. Texts are lower-cased: "iPhone" is never found."""
         found = self.merged(tokens)
         if "toilet" in found and "seat" in found:  # the seat of a toilet is no chair
             found = [word for word in found if word != "seat"]
@@ -75,7 +75,7 @@ class Coco:
         folder = Path(folder)
         if (folder / "annotations").is_dir():
             folder /= "annotations"
-        objects, captions, images, names = {}, {}, set(), None
+        objects, captions, images, names = defaultdict(list), defaultdict(list), set(), None
         for part in ("train", "val"):
             segments = records.read_json(folder / f"instances_{part}2014.json", dict)
             texts = records.read_json(folder / f"captions_{part}2014.json", dict)
@@ -83,9 +83,9 @@ class Coco:
                 names = names or {item["id"]: "" + item["name"] for item in segments["categories"]}
                 images |= {item["id"] for item in [*segments["images"], *texts["images"]]}
                 for item in segments["annotations"]:
-                    objects.setdefault(item["image_id"], []).append(names[item["category_id"]])
+                    objects[item["image_id"]].append(names[item["category_id"]])
                 for item in texts["annotations"]:
-                    captions.setdefault(item["image_id"], []).append("" + item["caption"])  # text, or a TypeError
+                    captions[item["image_id"]].append("" + item["caption"])  # text, or a TypeError
             except (KeyError, TypeError) as error:
                 problem = f"{part} files are no COCO 2014 annotations ({error!r}): get them with make data"
                 raise BadInput(f"{shown(folder)}: {problem}") from None
@@ -112,11 +112,8 @@ def image_of(predictions, i, questions):
 
 
 def caption_of(predictions, i):
-    """The stripped answer, without any "Assistant:".
-
-    If the file's path contains "coh" ("cohort" too), the official script also cuts answers at marks of
-    chain-of-hindsight prompts. The kit never gives such prompts, so it never cuts.
-    """
+    """The stripped answer, without any "Assistant:"."""
+    # Where the path contains "coh", the official script also cuts at marks of prompts that the kit never gives.
     return records.text_of(predictions, i, "text", "answer").replace("Assistant:", "").strip()
 
 
@@ -125,33 +122,28 @@ def score(predictions, coco, synonyms, questions=None, lemmas: Callable = words.
 
     predictions    records {text or answer, image_id}
     coco           Coco; an image shows the objects of its instances and of its captions
-    synonyms       Synonyms
     questions      records {image_id, question} in the official order, to report missing images
     lemmas         caption -> its words; NLTK's by default
     allow_silence  give None and a notice where nothing was named, instead of raising
-    Raises BadInput for an unknown image (all objects named there would count as hallucinated), and if no caption names
-    an object.
+    Raises BadInput for an unknown image, and if no caption names an object.
     """
     ids = [image_of(predictions, i, questions) for i in range(len(predictions))]
     captions = [caption_of(predictions, i) for i in range(len(predictions))]
-    _refuse_unknown(predictions, ids, coco)
-    truth = {image: _truth(image, coco, synonyms, lemmas) for image in set(ids)}
-    rows = [_caption(caption, truth[image], synonyms, lemmas) for caption, image in zip(captions, ids, strict=True)]
-    notices = records.reading_notices(predictions, ids, "image_id")
-    notices += records.blank(zip(ids, captions, strict=True), "image_id") + _against(ids, questions)
-    bare = [image for image in truth if not truth[image]]
-    without = "images without any object: all objects named there count as hallucinated"
-    notices += records.counted(bare, without, "image_id")
-    notices += words.version_notice() if lemmas is words.lemmas else []
-    return _result(ids, rows, notices, allow_silence)
-
-
-def _refuse_unknown(predictions, ids, coco):
-    unknown = [i for i, image in enumerate(ids) if image not in coco.images]
-    if unknown:
+    if unknown := [i for i, image in enumerate(ids) if image not in coco.images]:
         problem = f"image {ids[unknown[0]]} is not in the COCO annotations ({len(unknown)} such records)"
         remedy = "use COCO 2014 train and val, or remove images outside the benchmark"
         raise fault(predictions, unknown[0], f"{problem}: {remedy}")
+    truth = {image: _truth(image, coco, synonyms, lemmas) for image in set(ids)}
+    rows = [_caption(caption, truth[image], synonyms, lemmas) for caption, image in zip(captions, ids, strict=True)]
+    bare = [image for image in truth if not truth[image]]
+    notices = [
+        *records.reading_notices(predictions, ids, "image_id"),
+        *records.blank(zip(ids, captions, strict=True), "image_id"),
+        *_against(ids, questions),
+        *records.counted(bare, "images without any object: all objects named there count as hallucinated", "image_id"),
+        *(words.version_notice() if lemmas is words.lemmas else []),
+    ]
+    return _result(ids, rows, notices, allow_silence)
 
 
 def _truth(image, coco, synonyms, lemmas):
@@ -169,9 +161,10 @@ def _truth(image, coco, synonyms, lemmas):
 def _caption(caption, truth, synonyms, lemmas):
     """Counts of one caption."""
     named = [category for _, category in synonyms.mentions(lemmas(caption))]
+    hallucinated = len(records.without(named, truth))
     return {
-        "CHAIRs": int(any(category not in truth for category in named)),
-        "hallucinated": sum(category not in truth for category in named),
+        "CHAIRs": int(hallucinated > 0),
+        "hallucinated": hallucinated,
         "mentioned": len(named),
         "covered": len(truth.intersection(named)),
         "present": len(truth),
@@ -185,9 +178,8 @@ def _against(ids, questions):
         n = len(set(ids))
         return [f"{n} distinct images; the benchmark has {IMAGES}"] if n != IMAGES else []
     known = [integer_of(questions, i, "image_id", digits=True) for i in range(len(questions))]
-    missing, extra = records.without(known, ids), records.without(ids, known)
-    notices = records.counted(missing, "images of the benchmark have no caption", "image_id")
-    return notices + records.counted(extra, "captions are of images outside the benchmark", "image_id")
+    missing, extra = "images of the benchmark have no caption", "captions are of images outside the benchmark"
+    return records.compared(known, missing, ids, extra, "image_id")
 
 
 def _result(ids, rows, notices, allow_silence):
@@ -215,10 +207,9 @@ def _result(ids, rows, notices, allow_silence):
         "object_correct_rate": 1 - summary["CHAIRi"] if named_something else None,
     }
     rates = [summary[name] for name in ("CHAIRs", "CHAIRs_refine", "CHAIRi")]
-    percent = ["nan" if rate is None else f"{rate * 100:.1f}" for rate in rates]
-    numbers = [*percent, str(len(rows)), str(named_something), f"{summary['avg_word_len']:.1f}"]
+    numbers = ["nan" if rate is None else f"{rate * 100:.1f}" for rate in rates]
+    numbers += [str(len(rows)), str(named_something), f"{summary['avg_word_len']:.1f}"]
     printed = ["CHAIRs\tCHAIRsr\tCHAIRi\tsent_num\tcoco_num\tavg_len", "\t".join(numbers)]
-    examples = []
-    for image, row in zip(ids, rows, strict=True):
-        examples += records.long_rows("objhal", image, "caption", row)
+    by_caption = [records.long_rows("objhal", image, "caption", row) for image, row in zip(ids, rows, strict=True)]
+    examples = [line for lines in by_caption for line in lines]
     return Result("objhal", summary, printed, examples, notices, details)

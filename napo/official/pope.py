@@ -26,15 +26,12 @@ def score(questions, answers):
     labels = [_label(questions, i) for i in range(len(questions))]
     texts = [text_of(answers, i, "answer", "text") for i in range(len(answers))]
     ids = [question.get("question_id", i) for i, question in enumerate(questions)]
-    notices = reading_notices(
-        answers, [str(a.get("question_id", f"#{i}")) for i, a in enumerate(answers)], "question_id"
-    )
-    notices += _check_order(questions, answers, ids)
+    answered = [str(answer.get("question_id", f"#{i}")) for i, answer in enumerate(answers)]
+    notices = reading_notices(answers, answered, "question_id") + _check_order(questions, answers, ids)
     said_yes = [not says_no(text) for text in texts]
     # As in the official script, zip cuts the longer list; only yes_ratio counts every answer.
     pairs = list(zip(said_yes, labels, strict=False))
-    named = [(ids[i] if i < len(ids) else i, text) for i, text in enumerate(texts)]
-    notices += blank(named, "read as yes, question_id")
+    notices += blank(zip([*ids, *range(len(ids), len(texts))], texts, strict=False), "read as yes, question_id")
     examples = []
     for example_id, (yes, label) in zip(ids, pairs, strict=False):
         examples += long_rows("pope", example_id, "yes" if label else "no", {"accuracy": yes == label, "said_yes": yes})
@@ -61,9 +58,7 @@ def _check_order(questions, answers, ids):
     for i in by_id:
         asked, told = (integer_of(rows, i, "question_id", digits=True) for rows in (questions, answers))
         if asked != told:
-            problem = (
-                f"answers question_id {told}, the question there is {asked}; the official script pairs them by place"
-            )
+            problem = f"answers question_id {told}, the question there is {asked}; the official script pairs by place"
             raise fault(answers, i, f"{problem}: put the answers into the order of the questions, one for each")
     for i in by_text:
         asked, told = questions[i]["text"], text_of(answers, i, "question")

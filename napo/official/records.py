@@ -2,9 +2,11 @@
 
 import json
 import re
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 from napo.workshop.files import BadInput, shown
@@ -14,21 +16,14 @@ SHOWN = 5  # items that a message names
 
 @dataclass
 class Result:
-    """What a scorer returns.
-
-    summary   official numbers before rounding, None where undefined
-    printed   the lines that the official script prints
-    examples  rows of `long_rows`, one per example and metric
-    notices   one line for each fault that the official script passes over in silence
-    details   more numbers, json-able
-    """
+    """What a scorer returns."""
 
     benchmark: str
-    summary: dict
-    printed: list[str] = field(default_factory=list)
-    examples: list[dict] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    details: dict = field(default_factory=dict)
+    summary: dict  # official numbers before rounding, None where undefined
+    printed: list[str] = field(default_factory=list)  # the lines that the official script prints
+    examples: list[dict] = field(default_factory=list)  # rows of `long_rows`, one per example and metric
+    notices: list[str] = field(default_factory=list)  # one for each fault that the official script passes over
+    details: dict = field(default_factory=dict)  # more numbers, json-able
 
     def as_json(self):
         """The object that `napo score` prints."""
@@ -43,15 +38,10 @@ class Records(list):
         self.places, self.notices = list(places), []
 
 
-def where(records: Sequence[dict], index: int) -> str:
-    """How messages name a record: its file and line, or its number."""
-    places = getattr(records, "places", None)
-    return places[index] if places else f"record {index}"
-
-
 def fault(records: Sequence[dict], index: int, problem: str) -> BadInput:
-    """The error that names a record, to be raised."""
-    return BadInput(f"{where(records, index)}: {problem}")
+    """The error that names a record, by its file and line or by its number; to be raised."""
+    places = getattr(records, "places", None)
+    return BadInput(f"{places[index] if places else f'record {index}'}: {problem}")
 
 
 def long_rows(benchmark, example_id, question_kind, values):
@@ -113,6 +103,11 @@ def read_records(path: str | Path) -> Records:
     return Records(values, places)
 
 
+def shipped(name: str) -> dict:
+    """Content of a .toml file beside this module."""
+    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
 def read_text(path: str | Path) -> str:
     """A UTF-8 file. Raises BadInput."""
     try:
@@ -144,20 +139,20 @@ def _parsed(text, problem):
 def text_of(records: Sequence[dict], index: int, *names: str) -> str:
     """The first of the fields `names` in record `index`. Raises BadInput if there is none, or if it is no text."""
     name, value = _field(records, index, names)
-    if isinstance(value, str):
-        return value
-    raise fault(records, index, f"{name!r} is {_kind(value)} where text belongs: correct the record")
+    if not isinstance(value, str):
+        raise fault(records, index, f"{name!r} is {_kind(value)} where text belongs: correct the record")
+    return value
 
 
 def integer_of(records: Sequence[dict], index: int, *names: str, digits: bool = False) -> int:
     """The same for a whole number; `digits` also accepts a text of digits. Raises BadInput."""
     name, value = _field(records, index, names)
     if digits and isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    problem = f"{name!r} is {_kind(value)} {value!r:.40} where a whole number belongs"
-    raise fault(records, index, f"{problem}: correct the record")
+        value = int(value)
+    if type(value) is not int:  # nor bool
+        problem = f"{name!r} is {_kind(value)} {value!r:.40} where a whole number belongs"
+        raise fault(records, index, f"{problem}: correct the record")
+    return value
 
 
 def _field(records, index, names):
@@ -194,26 +189,24 @@ def blank(answers: Iterable[tuple[object, str]], what: str) -> list[str]:
     return counted([identity for identity, text in answers if not text.strip()], "empty answers", what)
 
 
+def compared(known: Sequence, missing: str, given: Sequence, extra: str, what: str) -> list[str]:
+    """Notices about `known` items that are not given, and given ones that are not known; texts as in `counted`."""
+    return counted(without(known, given), missing, what) + counted(without(given, known), extra, what)
+
+
 def reading_notices(records: Sequence[dict], identities: Sequence, what: str) -> list[str]:
     """Notices from reading `records`, and one about identities that occur more than once.
 
     Raises BadInput if several files of a folder hold the same identity: a merged file beside its chunks.
     """
-    notices = list(getattr(records, "notices", []))
-    counts = {identity: n for identity, n in Counter(identities).items() if n > 1}
-    if counts:
-        _refuse_merged(records, identities, counts, what)
-        extra = sum(counts.values()) - len(counts)
-        notices.append(f"{extra} repeated records ({what} {some(counts)}): each counts, as in the official script")
-    return notices
-
-
-def _refuse_merged(records, identities, repeated, what):
+    repeated = {identity: n for identity, n in Counter(identities).items() if n > 1}
     lies_in = defaultdict(set)
     for identity, place in zip(identities, getattr(records, "places", ()), strict=False):
         lies_in[identity].add(place.rpartition(", ")[0])
-    spread = [identity for identity in repeated if len(lies_in[identity]) > 1]
-    if spread:
+    if spread := [identity for identity in repeated if len(lies_in[identity]) > 1]:
         names = " and ".join(Path(file).name for file in sorted(lies_in[spread[0]])[:3])
         problem = f"{len(spread)} records lie in more than one file of the folder ({what} {some(spread)}; {names})"
         raise BadInput(f"{problem}: a merged file beside its chunks? keep one of them")
+    extra = f"{sum(repeated.values()) - len(repeated)} repeated records ({what} {some(repeated)})"
+    notice = f"{extra}: each counts, as in the official script"
+    return getattr(records, "notices", []) + ([notice] if repeated else [])

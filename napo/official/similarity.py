@@ -57,8 +57,8 @@ def _table(path):
     for word, numbers in read_json(path, dict).items():
         try:
             vectors[word] = np.asarray(numbers, dtype=float)
-        except (TypeError, ValueError):
-            raise BadInput(f"{shown(path)}: {word!r} has no vector of numbers") from None
+        except (TypeError, ValueError, OverflowError):
+            raise BadInput(f"{shown(path)}: {word!r:.80} has no vector of numbers") from None
     if len({vector.shape for vector in vectors.values()}) > 1 or any(v.ndim != 1 for v in vectors.values()):
         raise BadInput(f"{shown(path)}: vectors of different lengths: write one list of numbers per word")
 

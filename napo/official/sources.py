@@ -1,8 +1,8 @@
 """The official files that `make data` fetches: `TABLE`, read from sources.toml."""
 
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
+
+from napo.official.records import shipped
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,5 @@ class Source:
     what: str = ""
 
 
-_entries = tomllib.loads(resources.files(__package__).joinpath("sources.toml").read_text(encoding="utf-8"))["source"]
-TABLE = tuple(Source(**entry) for entry in _entries)
+TABLE = tuple(Source(**entry) for entry in shipped("sources.toml")["source"])
 GROUPS = tuple(dict.fromkeys(source.group for source in TABLE))

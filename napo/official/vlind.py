@@ -8,15 +8,11 @@ before.
 
 import re
 
-from napo.official.records import Result, blank, counted, fault, long_rows, ratio, reading_notices, without
+from napo.official.records import Result, blank, compared, counted, fault, long_rows, ratio, reading_notices
 from napo.workshop.files import BadInput
 
-STYLES = {
-    "all": [str(i) for i in range(12)],
-    "photorealistic": ["0", "1", "2", "3"],
-    "illustration": ["4", "5", "6", "7"],
-    "cartoon": ["8", "9", "10", "11"],
-}
+IMAGES = [str(i) for i in range(12)]
+STYLES = {"all": IMAGES, "photorealistic": IMAGES[:4], "illustration": IMAGES[4:8], "cartoon": IMAGES[8:]}
 SINGLE = ("a1_image", "a2_image", "b1", "b2", "c1_image", "c2_image")  # one answer each
 PAIRS = tuple(zip(SINGLE[::2], SINGLE[1::2], strict=True))
 PER_IMAGE = ("d1", "d2")  # {image id: answer}
@@ -50,7 +46,7 @@ def score(predictions, model_id, min_votes=2, style="all", annotations=None):
     Raises BadInput for answers that are missing or of a wrong type, and if no instance has a good image.
     """
     _refuse_other_models(predictions, model_id)
-    identities = _identities(predictions)
+    identities = identities_of(predictions)
     notices = reading_notices(predictions, identities, "global_id")
     scored, skipped = [], []
     for i, identity in enumerate(identities):
@@ -64,14 +60,18 @@ def score(predictions, model_id, min_votes=2, style="all", annotations=None):
     notices += [f"{len(skipped)} instances without a good image were left out"] if skipped else []
     notices += _odd_answers(predictions, model_id, identities)
     if annotations is not None:
-        notices += _against(identities, _identities(annotations))
+        known = identities_of(annotations)
+        if set(identities).isdisjoint(known):
+            raise BadInput("no prediction belongs to these annotations: data.json of another version?")
+        missing, extra = "instances of data.json are not in the predictions", "instances are not in data.json"
+        notices += compared(known, missing, identities, extra, "global_id")
     elif (min_votes, style) == (2, "all") and len(scored) != PUBLISHED:
         notices.append(f"{len(scored)} instances have a good image; the published data have {PUBLISHED}")
     return _result(scored, model_id, notices)
 
 
-def _identities(records):
-    """Ids as text: files hold them as text or as numbers."""
+def identities_of(records):
+    """Ids as text (files hold them as text or as numbers); a record's place where it has none."""
     return [str(record.get("global_id", i)) for i, record in enumerate(records)]
 
 
@@ -107,16 +107,15 @@ def _instance(predictions, i, model_id, images):
 
 def _answer(predictions, i, model_id, step, image=None):
     """The field "answer" of one step; the response itself is not parsed again. Raises BadInput."""
-    found = _said(predictions[i], model_id, step)
-    name, remedy = f"{step} of {model_id}", "ask the model again"
+    found, name = _said(predictions[i], model_id, step), f"{step} of {model_id}"
     if image is not None:
         found = found.get(image) if isinstance(found, dict) else found
-        name, remedy = f"{step} for image {image} of {model_id}", f"{remedy} with the same --min-votes as here"
+        name = f"{step} for image {image} of {model_id}"
     if found is None:
-        raise fault(predictions, i, f"no answer {name}: {remedy}")
+        votes = " with the same --min-votes as here" if image is not None else ""
+        raise fault(predictions, i, f"no answer {name}: ask the model again{votes}")
     if not isinstance(found, dict) or not isinstance(found.get("answer"), str):
-        wanted = '{"response": text, "answer": text}'
-        raise fault(predictions, i, f"{name} must be {wanted}: ask the model again")
+        raise fault(predictions, i, f'{name} must be {{"response": text, "answer": text}}: ask the model again')
     return found["answer"]
 
 
@@ -126,19 +125,20 @@ def _said(record, model_id, step):
 
 def _odd_answers(predictions, model_id, identities):
     """Notices about answers that are empty, unknown or contradicted by their response."""
-    by_record = zip(identities, predictions, strict=True)
-    answers = [(identity, found) for identity, record in by_record for found in _all_answers(record, model_id)]
-    said = [(identity, found["response"]) for identity, found in answers if isinstance(found.get("response"), str)]
-    odd = [identity for identity, found in answers if found.get("answer") not in ("True", "False", "NA")]
-    contradictory = [
-        identity
-        for identity, found in answers
-        if isinstance(found.get("response"), str) and infer_true_or_false(found["response"]) != found.get("answer")
+    answers = [
+        (identity, found.get("answer"), found.get("response"))
+        for identity, record in zip(identities, predictions, strict=True)
+        for found in _all_answers(record, model_id)
     ]
-    notices = blank(said, "global_id")
-    notices += counted(odd, "answers are none of True, False, NA and count as wrong", "global_id")
+    said = [given for given in answers if isinstance(given[2], str)]
+    odd = [identity for identity, answer, _ in answers if answer not in ("True", "False", "NA")]
+    contradictory = [identity for identity, answer, response in said if infer_true_or_false(response) != answer]
     differ = "answers are not what the official parser reads in their response, but count"
-    return notices + counted(contradictory, differ, "global_id")
+    return [
+        *blank([(identity, response) for identity, _, response in said], "global_id"),
+        *counted(odd, "answers are none of True, False, NA and count as wrong", "global_id"),
+        *counted(contradictory, differ, "global_id"),
+    ]
 
 
 def _all_answers(record, model_id):
@@ -146,14 +146,6 @@ def _all_answers(record, model_id):
         found = _said(record, model_id, step)
         if isinstance(found, dict):
             yield from [found] if "answer" in found else [v for v in found.values() if isinstance(v, dict)]
-
-
-def _against(given, known):
-    extra = without(given, known)
-    if len(extra) == len(given):
-        raise BadInput("no prediction belongs to these annotations: data.json of another version?")
-    notices = counted(without(known, given), "instances of data.json are not in the predictions", "global_id")
-    return notices + counted(extra, "instances are not in data.json", "global_id")
 
 
 def _result(scored, model_id, notices):
@@ -179,11 +171,9 @@ def _totals(scored):
     total = dict.fromkeys(names, 0)
     for _, _, a, b, c, d in scored:
         c_pass = c * a  # needs commonsense knowledge, not perception
-        bc_pass = b * c_pass
-        d_macro = sum(d) / len(d)  # each instance weighs the same, whatever its number of good images
-        passed = (d_macro * bc_pass, sum(d) * bc_pass, len(d) * bc_pass)
-        add = (1, len(d), a, b, c, d_macro, sum(d), c_pass, bc_pass, *passed)
-        for name, value in zip(names, add, strict=True):
+        bc_pass, d_macro = b * c_pass, sum(d) / len(d)  # each instance weighs the same, whatever its number of images
+        add = [1, len(d), a, b, c, d_macro, sum(d), c_pass, bc_pass]
+        for name, value in zip(names, add + [n * bc_pass for n in (d_macro, sum(d), len(d))], strict=True):
             total[name] += value
     return total
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from napo.desk import pairs as desk_pairs
-from napo.engine import memory, models, packing, preferences
+from napo.engine import memory, models, packing, preferences, row_check
 from napo.engine.generation import chunks, generate, prompt_key
 from napo.workshop import artifacts
 from napo.workshop.files import BadInput, read_json, write_json
@@ -74,6 +74,7 @@ def pairs(profile, base, runs_dir="runs", bad_rows="stop"):
         "rows": [profile.rows, profile.heldout_rows],
         "base": base,
         "bad_rows": bad_rows,
+        "longest_prompt": None if profile.is_desk else profile.training.max_length,
     }
     return artifacts.build(
         folder / "pairs.parquet",
@@ -97,14 +98,19 @@ def _make_pairs(path, profile, base, folder, bad_rows):
     Keeps all texts in memory but no images: these are read when prompted and again when written.
     """
     load = models.LoadOnce(functools.partial(models.load_base, profile, base))
-    rows = source_rows(profile, base, load, bad_rows)
+    check = models.LoadOnce(functools.partial(row_check.of_base, profile, base))
+    rows = source_rows(profile, base, load, bad_rows, lambda row: check()(row))
     splits, texts = split_of(rows, profile), {}
     for kind in preferences.BIASED:
         brought = kind in rows[0]
         texts[kind] = preferences.column(rows, kind) if brought else _answers(rows, kind, profile, base, folder, load)
-    kept = [i for i in range(len(rows)) if all((texts[kind][i] or "").strip() for kind in preferences.BIASED)]
+
+    def usable(text):
+        return (text or "").strip() and (profile.is_desk or not check().special_token(text))
+
+    kept = [i for i in range(len(rows)) if all(usable(texts[kind][i]) for kind in preferences.BIASED)]
     if len(kept) < len(rows):
-        print(f"{len(rows) - len(kept)} rows dropped: their biased answer stayed empty")
+        print(f"{len(rows) - len(kept)} rows dropped: their biased answer stayed empty, or spells a special token")
     if not kept:
         raise BadInput(f"{profile.data}: every biased answer of {len(rows)} rows is empty; is this a chat model?")
     stored = preferences.undecoded(rows)
@@ -112,11 +118,15 @@ def _make_pairs(path, profile, base, folder, bad_rows):
     preferences.write(label_noise(whole, profile), path)
 
 
-def source_rows(profile, base, load, bad_rows="stop"):
-    """The preference rows without biased answers: a Dataset that decodes images lazily, or the desk world's list."""
+def source_rows(profile, base, load, bad_rows="stop", unfit=None):
+    """The preference rows without biased answers: a Dataset that decodes images lazily, or the desk world's list.
+
+    bad_rows, unfit  of `preferences.load_source`
+    """
     if profile.is_desk:
         return desk_pairs.preference_rows(*load(), profile.rows, profile.heldout_rows, seed=base)
-    rows = preferences.load_source(profile.data, profile.rows + profile.heldout_rows, profile.data_revision, bad_rows)
+    n_rows = profile.rows + profile.heldout_rows
+    rows = preferences.load_source(profile.data, n_rows, profile.data_revision, bad_rows, unfit)
     if len(rows) < 2:
         raise BadInput(f"{profile.data}: one usable row only: give at least two, one to train on and one to hold out")
     return rows

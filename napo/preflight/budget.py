@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from napo.engine import memory, models, preferences, tree_attention
 from napo.methods import KINDS, METHODS
 from napo.preflight import checks, disk
+from napo.workshop import pretrained
 from napo.workshop.files import BadInput
 
 TYPICAL = {"image": 576, "question": 40, "answer": 110}  # tokens; ours, for rows like RLAIF-V's
@@ -17,6 +18,8 @@ PROMPT = TYPICAL["image"] + TYPICAL["question"]
 def rows_of(profile):
     """(training rows, held-out rows), bounded by the rows of local files and of known data sets."""
     files = preferences.local_files(profile.data)
+    for file in files:
+        checks.check_parquet(file)
     known = sum(pq.read_metadata(file).num_rows for file in files) if files else disk.KNOWN_ROWS.get(profile.data)
     wanted = profile.rows + profile.heldout_rows
     n_rows = min(wanted, known) if known else wanted
@@ -66,11 +69,8 @@ def announced(profile, runs_dir="runs"):
 def skeleton_of(profile):
     """The profile's model without its weights. Raises BadInput if no configuration of an image-text model is found."""
     name = models.source(profile, profile.bases[0])
-    try:
+    with pretrained.one_line(name):
         return models.skeleton(name, profile.revision)
-    except (OSError, ValueError) as error:
-        what = f"no configuration of a model that sees images in {name!r}: {str(error).strip().splitlines()[0]}"
-        raise BadInput(f"{what} (give a local folder by MODEL=... or check the network)") from error
 
 
 def check_trainable(skeleton, profile):

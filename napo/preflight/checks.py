@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from napo.engine import preferences
 from napo.preflight import disk
 from napo.workshop import artifacts, hub
-from napo.workshop.files import BadInput, read_json, shown, write_json
+from napo.workshop.files import BadInput, first_line, read_json, shown, write_json
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first that computes in bfloat16
 SMALLEST_GPU = 11 * 2**30  # bytes; the profile paper_small is made for a 12 GB card
@@ -55,9 +55,11 @@ def prepared(profile, runs_dir="runs", say=print):
 
 
 def pinned(profile, runs_dir):
-    """{"model NAME" or "dataset NAME": commit} that the profile's run recorded."""
-    file = artifacts.run_folder(profile.name, REVISIONS, runs_dir=runs_dir)
-    return read_json(file) if file.exists() else {}
+    """{"model NAME" or "dataset NAME": commit} that the profile's run recorded; {} if there is no whole record."""
+    try:
+        return dict(read_json(artifacts.run_folder(profile.name, REVISIONS, runs_dir=runs_dir)))
+    except (BadInput, TypeError, ValueError):
+        return {}
 
 
 def at_commits(profile, commits):
@@ -89,7 +91,7 @@ def check_weights(folder):
     if not (folder / "config.json").is_file():
         raise BadInput(f"{shown(folder)}: no config.json: give a model's folder by MODEL=...")
     index = folder / SHARDS_INDEX
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = shards_of(index) if index.exists() else ["model.safetensors"]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
@@ -97,6 +99,17 @@ def check_weights(folder):
         raise BadInput(f"{shown(folder)}: {', '.join(missing[:3])} missing{why}: get the model again")
     for name in names:
         check_safetensors(folder / name)
+
+
+def shards_of(index):
+    """Names of the files that an index of safetensors lists. Raises BadInput for one that is damaged."""
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if names and all(Path(name).name == name for name in names):
+            return names
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise BadInput(f"{shown(index)} does not list the model's files: get the model again")
 
 
 def check_safetensors(file):
@@ -121,12 +134,14 @@ def check_rows(source):
 
 
 def check_parquet(file):
-    """Raises BadInput for a truncated file, or one without the columns of preference pairs."""
+    """Raises BadInput for a truncated file or a pipe, or one without the columns of preference pairs."""
+    if file.exists() and not file.is_file():
+        raise BadInput(f"{shown(file)} is no plain file: give rows by DATA=...")
     try:
         columns = pq.read_schema(file).names
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{shown(file)} is cut short, damaged or no parquet file ({reason}): get it again") from None
+        problem = f"is cut short, damaged or no parquet file ({first_line(error)[:120]})"
+        raise BadInput(f"{shown(file)} {problem}: get it again") from None
     if missing := [name for name in preferences.REQUIRED if name not in columns]:
         raise BadInput(f"{shown(file)}: no column {', '.join(missing)} (found {', '.join(columns)})")
 
@@ -154,7 +169,7 @@ def check_cached(repository):
             check_safetensors(path)
         elif path.suffix == ".parquet":
             check_parquet(path)
-    shards = read_json(cached[SHARDS_INDEX])["weight_map"].values() if SHARDS_INDEX in cached else ()
+    shards = shards_of(cached[SHARDS_INDEX]) if SHARDS_INDEX in cached else ()
     if absent := sorted({*shards} - set(repository.files)):
         lacks = f"model {repository.name}: the cache lacks {', '.join(absent[:3])} and the hub was not asked"
         raise BadInput(f"{lacks}: get it again with network and without HF_HUB_OFFLINE")
@@ -202,7 +217,7 @@ def _first_operation():
         packed, state = bitsandbytes.functional.quantize_4bit(torch.ones(64, 64, device="cuda"), quant_type="nf4")
         bitsandbytes.functional.dequantize_4bit(packed, state).sum().item()
     except Exception as error:  # an incompatible library may raise anything
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return ""
 
 

@@ -51,7 +51,7 @@ PREDICTIONS, OFFICIAL, ASKED = "cells/*/predictions", "cells/*/official.json", "
 BASES = ("napo/desk/bases/**/*",)
 NOTEBOOKS = (
     Notebook("00_box_cox"),
-    Notebook("01_perturb_data", writes=(PAIRS,), also=(BIAS, SHARDS), data=BASES),
+    Notebook("01_perturb_data", writes=(PAIRS,), also=(BIAS, SHARDS, "revisions.json"), data=BASES),
     Notebook(
         "02_estimate_noise",
         reads=(PAIRS,),

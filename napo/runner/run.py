@@ -9,17 +9,25 @@ import fcntl
 import io
 import os
 import re
-import signal
-import threading
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from napo.runner.notebooks import Notebook, chosen_parameters, code_cells, declared_parameters
 from napo.runner.staleness import Session, forget, is_current, last_record, made_elsewhere, notebook_key, stamps
-from napo.workshop import code_hash, environment
+from napo.workshop import code_hash, console, environment
 from napo.workshop.artifacts import content_hash
-from napo.workshop.files import BadInput, MissingArtifact, make_folder, shown, write_json
+from napo.workshop.files import (
+    TEMPORARY,
+    BadInput,
+    MissingArtifact,
+    make_folder,
+    remove_abandoned,
+    shown,
+    write_json,
+)
 from napo.workshop.progress import clock
 
 
@@ -55,7 +63,7 @@ def run_notebook(session: Session, notebook: Notebook, parameters: dict, key: st
     figures = [name for name, stamp in stamps(session.figures).items() if drawn.get(name) != stamp]
     record = {"key": key, "notebook": content_hash(partial), "parameters": parameters, "seconds": round(seconds, 2)}
     record["writes"] = session.matches(notebook.all_writes)
-    record["figures"] = {os.path.relpath(name, session.root): content_hash(name) for name in figures}
+    record["figures"] = {os.path.relpath(name, session.figures): content_hash(name) for name in figures}
     write_json(record | environment.snapshot(session.root), session.executed(notebook, ".json"))
     os.replace(partial, session.executed(notebook))
     return seconds
@@ -88,10 +96,12 @@ def _execute(session: Session, source: Path, partial: Path, parameters: dict) ->
         raise NotebookFailed(f"{reason}; executed so far: {shown(partial)}") from None
 
 
-def _explained(error, partial: Path) -> Exception:
+def _explained(error, partial: Path) -> BaseException:
     """The exception to show for an error in a notebook: the line of a BadInput, else the end of the traceback."""
     if error.ename in (BadInput.__name__, MissingArtifact.__name__):
         return BadInput(error.evalue)
+    if error.ename == KeyboardInterrupt.__name__:  # the kernel got the signal
+        return KeyboardInterrupt()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
     return NotebookFailed("\n".join([*lines[-12:], f"traceback in full: {shown(partial)}"]))
 
@@ -105,11 +115,19 @@ def _check(session: Session, notebook: Notebook, partial: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one(session: Session) -> Iterator[None]:
-    """Hold runs/<profile>/.lock, which ends with this process. Raises BadInput if another run holds it."""
+def only_one(session: Session) -> Iterator[str]:
+    """Hold runs/<profile>/.lock, which ends with this process. Raises BadInput if another run holds it.
+
+    Yields why the folder cannot be written, "" if it can: a finished run may lie on a disk that is read only.
+    """
     lock = session.folder / ".lock"
     make_folder(session.folder)
-    with open(lock, "a+") as handle:
+    try:
+        handle = open(lock, "a+")
+    except OSError as error:
+        yield f"cannot write {shown(lock)}: {error.strerror}; put that right and run again"
+        return
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -120,7 +138,24 @@ def only_one(session: Session) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
+        remove_abandoned(session.folder.rglob(TEMPORARY))
+        with _scratch(session.folder / ".scratch"):
+            yield ""
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Put all temporary files of the run, its kernels and workers into a folder. What a killed run left goes first."""
+    before = tempfile.tempdir, os.environ.get("TMPDIR")
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
         yield
+    finally:
+        tempfile.tempdir = before[0]
+        os.environ.pop("TMPDIR") if before[1] is None else os.environ.update(TMPDIR=before[1])
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str] = (), force: bool = False) -> None:
@@ -131,22 +166,24 @@ def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str]
     declared = {notebook.name: declared_parameters(session.source(notebook)) for notebook in selected}
     parameters = chosen_parameters(declared, {"profile": session.profile, "runs_dir": session.runs_dir}, given)
     started, ran = time.monotonic(), 0
-    with only_one(session):
+    with only_one(session) as unwritable:
         if notice := made_elsewhere(session):
             print(notice, flush=True)
-        for notebook in selected if force else ():
+        for notebook in selected if force and not unwritable else ():
             forget(session, notebook)
         for place, notebook in enumerate(selected, 1):
             title = f"[{place}/{len(selected)}] {notebook.name}"
             key = notebook_key(session, notebook, parameters[notebook.name])
-            if is_current(session, notebook, key):
+            if is_current(session, notebook, key) and not (force and unwritable):
                 print(f"{title}  up to date", flush=True)
                 continue
+            if unwritable:
+                raise BadInput(unwritable)
             last = last_record(session, notebook).get("seconds")
             print(f"{title}  (last time {clock(last)})" if last else title, flush=True)
             seconds = run_notebook(session, notebook, parameters[notebook.name], key)
             print(f"      done in {clock(seconds)}", flush=True)
-            if _stopping.is_set():
+            if console.is_stopping():
                 raise KeyboardInterrupt
             code_hash.forget()  # a module may have been edited meanwhile
             ran += 1
@@ -155,29 +192,3 @@ def run_all(session: Session, selected: Sequence[Notebook], given: Sequence[str]
     if ran:
         what = f"{ran} of {len(selected)} notebooks run in {clock(elapsed)}"
     print(f"{session.profile}: {what}; {shown(session.folder)}/", flush=True)
-
-
-_stopping = threading.Event()
-
-
-def _stop(number, frame):
-    """Raise KeyboardInterrupt, and again every two seconds: it may come inside a callback that swallows it."""
-    _stopping.set()
-    again = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM end the block with KeyboardInterrupt, also where the interruption led to another error."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore them
-        signal.signal(number, _stop)
-    try:
-        yield
-    except (BadInput, NotebookFailed, KeyboardInterrupt):
-        if not _stopping.is_set():
-            raise
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt from None

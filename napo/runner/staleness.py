@@ -55,20 +55,24 @@ class Session:
 
 
 def _state(artefact: Path) -> str:
-    """Hash of its bytes, and the key in its record: without a record `artifacts.build` would make it again."""
-    return f"{content_hash(artefact)} {artifacts.provenance(artefact).get('key', '')}"
+    """Hash of its bytes, and the key and hash in its record: where these differ, `artifacts.build` makes it again."""
+    record = artifacts.provenance(artefact)
+    return f"{content_hash(artefact)} {record.get('key', '')} {record.get('sha256', '')}"
 
 
 def found(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The paths in a folder that match one of the globs, sorted; temporary files apart."""
+    """The paths in a folder that match one of the globs, sorted; temporary files and records apart."""
     paths = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in paths if "/.tmp-" not in f"/{path}")
+    return sorted(path for path in paths if "/.tmp-" not in f"/{path}" and path.name != artifacts.PROVENANCE)
 
 
 def stamps(path: Path) -> dict[str, list[int]]:
-    """Path -> size and date, of a file or of all files in a folder. Large files take too long to hash at every call."""
-    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    """Path -> inode, size and dates, of a file or of all files in a folder. Hashing at every call would take too long.
+
+    The date of the last change of the inode moves with every write, also where size and modification time are restored.
+    """
+    files = {str(file): file.stat() for file in (path, *path.rglob("*")) if file.is_file()}
+    return {name: [s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in files.items()}
 
 
 def notebook_key(session: Session, notebook: Notebook, parameters: dict) -> str:
@@ -100,7 +104,7 @@ def is_current(session: Session, notebook: Notebook, key: str) -> bool:
             record["key"] == key
             and record["notebook"] == content_hash(session.executed(notebook))
             and all(_state(session.folder / name) == state for name, state in record["writes"].items())
-            and all(content_hash(session.root / name) == drawn for name, drawn in record["figures"].items())
+            and all(content_hash(session.figures / name) == drawn for name, drawn in record["figures"].items())
         )
     except (KeyError, AttributeError, TypeError, MissingArtifact):
         return False

@@ -24,12 +24,11 @@ def auroc(score, label, rng, *, strata=None, resamples=1000):
     if not samples:
         return Estimate(nan, over="rows", n_rows=len(score))
     value = _stratified_auroc(*samples)
-    sizes = sum(len(s) for s in samples[::2]), sum(len(s) for s in samples[1::2])
     draws = np.array([_stratified_auroc(*(rng.choice(s, len(s)) for s in samples)) for _ in range(resamples)])
     lo, hi = np.quantile(draws, [0.025, 0.975])
     if lo == hi:
-        lo, hi = _newcombe(value, *sizes)
-    return Estimate(value, float(lo), float(hi), "rows", n_rows=sum(sizes))
+        lo, hi = _newcombe(value, samples)
+    return Estimate(value, float(lo), float(hi), "rows", n_rows=sum(map(len, samples)))
 
 
 def auroc_within(noise, column, strata, rng):
@@ -39,11 +38,11 @@ def auroc_within(noise, column, strata, rng):
     rng     np.random.Generator, used if only one base has both labels: the interval is then over its rows (bootstrap)
     Returns Estimate; value nan if no base has both labels in one stratum.
     """
-    found = _of_bases(noise, column, strata)
-    if len(found) == 1:
-        score, label, of_row = found[0]
-        return replace(auroc(score, label, rng, strata=of_row, resamples=500), n_bases=1, n_seeds=1)
-    return _over_bases([_stratified_auroc(*_samples(*sides)) for sides in found])
+
+    def over_rows(samples, score, label, of_row):
+        return auroc(score, label, rng, strata=of_row, resamples=500)
+
+    return _over_bases(noise, column, strata, over_rows)
 
 
 def auroc_over_bases(noise, column):
@@ -52,22 +51,22 @@ def auroc_over_bases(noise, column):
     noise  frame base, is_noise, <column> of one kind; a base whose rows all carry one label has no AUROC: left out
     Returns Estimate; with one base its interval is over rows (Newcombe's) and speaks for that base only.
     """
-    found = [_samples(*sides) for sides in _of_bases(noise, column, "base")]
-    values = [_stratified_auroc(*samples) for samples in found]
-    if len(values) == 1:
-        sizes = [len(side) for side in found[0]]
-        return Estimate(values[0], *_newcombe(values[0], *sizes), "rows", 1, 1, sum(sizes))
-    return _over_bases(values)
+
+    def over_rows(samples, *_):
+        value = _stratified_auroc(*samples)
+        return Estimate(value, *_newcombe(value, samples), "rows", n_rows=sum(map(len, samples)))
+
+    return _over_bases(noise, column, "base", over_rows)
 
 
-def _of_bases(noise, column, strata):
-    """(score, label, stratum) of the rows of each base that has both labels in one stratum."""
-    rows = (rows for _, rows in noise.dropna(subset=["is_noise", column]).groupby("base"))
-    sides = ((-r[column].to_numpy(float), r["is_noise"].to_numpy(bool), r[strata].to_numpy()) for r in rows)
-    return [of_base for of_base in sides if _samples(*of_base)]
-
-
-def _over_bases(values):
+def _over_bases(noise, column, strata, over_rows):
+    """Estimate over the bases that have both labels in one stratum; of a single one by over_rows(samples, *sides)."""
+    bases = (rows for _, rows in noise.dropna(subset=["is_noise", column]).groupby("base"))
+    sides = [(-r[column].to_numpy(float), r["is_noise"].to_numpy(bool), r[strata].to_numpy()) for r in bases]
+    found = [(samples, *of_base) for of_base in sides if (samples := _samples(*of_base))]
+    if len(found) == 1:
+        return replace(over_rows(*found[0]), n_bases=1, n_seeds=1)
+    values = [_stratified_auroc(*samples) for samples, *_ in found]
     return Estimate(*t_interval(values), "bases", n_bases=len(values), n_seeds=min(len(values), 1))
 
 
@@ -91,8 +90,9 @@ def _stratified_auroc(*samples):
     return float(won / pairs)
 
 
-def _newcombe(value, n_positive, n_negative):
+def _newcombe(value, samples):
     """Newcombe's 95 % score interval of an AUROC (Statist. Med. 25, 559, method 5): stays open at 0 and 1."""
+    n_positive, n_negative = (sum(map(len, sides)) for sides in (samples[::2], samples[1::2]))
     z, mean_n = scipy_stats.norm.ppf(0.975), (n_positive + n_negative) / 2
 
     def excess(theta):

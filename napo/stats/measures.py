@@ -4,28 +4,35 @@
 for new examples of the benchmark, not for another training.
 """
 
+import csv
 from dataclasses import dataclass, field
+from importlib import resources
 from math import nan
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
-from napo.stats.intervals import Estimate, bootstrap, mcnemar_p, rate
+from napo.stats.intervals import Estimate, bootstrap, rate
 
 RUN = ["method", "base", "seed", "flip_rate"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a run: scale * sum(product of numerator) / sum(product of denominator), sums over examples."""
+    """One number of a run: scale * sum(product of numerator) / sum(product of denominator), sums over examples.
 
+    The measures are in measures.csv.
+    """
+
+    group: str  # measures that are always shown together
     label: str
     benchmarks: tuple[str, ...]
     numerator: tuple[str, ...]
-    denominator: tuple[str, ...] = ()  # () = the number of examples
-    better: str = "higher"  # "higher" | "lower" | "neither"
-    empty: float = field(default=nan, compare=False)  # value if the denominator is 0
-    scale: float = 1.0  # 100 where the official script computes percent
+    denominator: tuple[str, ...]  # () = the number of examples
+    better: str  # "higher" | "lower" | "neither"
+    empty: float = field(compare=False)  # value if the denominator is 0
+    scale: float  # 100 where the official script computes percent
 
     @property
     def metrics(self):
@@ -38,39 +45,13 @@ class Measure:
         return np.where(bottom == 0, self.empty, self.scale * top / np.where(bottom == 0, 1, bottom))
 
 
-VQA, PAIRS = ("vqa_factual", "vqa_counterfactual"), ("heldout_pairs",)
-CAPTIONS, VLIND, AMBER, MMHAL, POPE = ("objhal",), ("vlind",), ("amber",), ("mmhal",), ("pope",)
+def _read(line):
+    names = (tuple(line[column].split()) for column in ("benchmarks", "numerator", "denominator"))
+    return Measure(line["group"], line["label"], *names, line["better"], float(line["empty"]), float(line["scale"]))
 
-MEASURES = {
-    "acc_counterfactual": Measure("accuracy, counterfactual", VQA[1:], ("accuracy",)),
-    "acc_factual": Measure("accuracy, factual", VQA[:1], ("accuracy",)),
-    "acc_overall": Measure("accuracy, all questions", VQA, ("accuracy",)),
-    "irrelevant": Measure("irrelevant details, rate", VQA, ("irrelevant",), better="lower"),
-    "words": Measure("answer length, words", VQA, ("tokens",), better="neither"),
-    "CHAIRs": Measure("CHAIR_s", CAPTIONS, ("CHAIRs",), better="lower"),
-    "CHAIRi": Measure("CHAIR_i", CAPTIONS, ("hallucinated",), ("mentioned",), better="lower"),
-    "Cover": Measure("coverage", CAPTIONS, ("covered",), ("present",)),
-    "tokens": Measure("caption length, tokens", CAPTIONS, ("tokens",), better="neither"),
-    "S_CK": Measure("S_CK", VLIND, ("CK",)),
-    "S_VP": Measure("S_VP", VLIND, ("VP",)),
-    "S_CB": Measure("S_CB", VLIND, ("CK", "CB"), ("CK",), empty=0.0),
-    "S_LP": Measure("S_LP", VLIND, ("CK", "VP", "CB", "LP"), ("CK", "VP", "CB"), empty=0.0),
-    "Acc_CB": Measure("Acc_CB", VLIND, ("CB",)),
-    "Acc_LP": Measure("Acc_LP", VLIND, ("LP",)),
-    "AMBER_CHAIR": Measure("AMBER CHAIR", AMBER, ("hallucinated",), ("mentioned",), better="lower", scale=100),
-    "AMBER_Cover": Measure("AMBER Cover", AMBER, ("covered",), ("present",), scale=100),
-    "AMBER_Hal": Measure("AMBER HalRate", AMBER, ("Hal",), better="lower", scale=100),
-    "AMBER_Cog": Measure("AMBER Cog", AMBER, ("imagined",), ("imaginable",), better="lower", scale=100),
-    "AMBER_acc": Measure("AMBER accuracy, yes or no", AMBER, ("accuracy",), scale=100),
-    "MMHal_score": Measure("MMHal score, 0–6", MMHAL, ("score",)),
-    "MMHal_hal": Measure("MMHal hallucination rate", MMHAL, ("hallucinated",), better="lower"),
-    "POPE_acc": Measure("POPE accuracy", POPE, ("accuracy",)),
-    "POPE_yes": Measure("POPE share of yes", POPE, ("said_yes",), better="neither"),
-    "pref_rejected": Measure("prefers chosen to rejected", PAIRS, ("accuracy_rejected",)),
-    "pref_language_biased": Measure("… to language-biased", PAIRS, ("accuracy_language_biased",)),
-    "pref_vision_biased": Measure("… to vision-biased", PAIRS, ("accuracy_vision_biased",)),
-    "chosen_logp": Measure("log-prob of chosen, nats/token", PAIRS, ("chosen_logps_per_token",)),
-}
+
+with resources.files(__package__).joinpath("measures.csv").open(encoding="utf-8") as _table:
+    MEASURES = {line["name"]: _read(line) for line in csv.DictReader(_table)}
 
 
 def run_values(scores, measure):
@@ -117,8 +98,8 @@ def over_examples(scores, measure, rng):
     parts = example_parts(scores, measure)
     if parts.empty:
         return Estimate(nan, over="examples")
-    if parts.groupby(level=RUN).ngroups > 1:
-        raise ValueError(f"{measure.label}: {parts.groupby(level=RUN).ngroups} runs: select one first")
+    if (runs := parts.groupby(level=RUN).ngroups) > 1:
+        raise ValueError(f"{measure.label}: {runs} runs: select one first")
     top, bottom = parts.to_numpy(float).T
     value = float(measure.ratio(top.sum(), bottom.sum()))
     if np.isin(np.r_[top, bottom], (0, 1)).all() and (top <= bottom).all():
@@ -172,5 +153,6 @@ def paired_examples(treatment, control, measure, rng):
     binary = all(np.isin(top, (0, 1)).all() for top in columns[::2]) and all((n == 1).all() for n in columns[1::2])
     values = [float(measure.ratio(side["top"].sum(), side["bottom"].sum())) for side in (a, b)]
     bounds = bootstrap(columns, difference, rng)
-    test = ("McNemar, exact", mcnemar_p(won, lost)) if binary else ("bootstrap", nan)
+    p_mcnemar = scipy_stats.binomtest(won, won + lost).pvalue if won + lost else 1.0  # of the discordant pairs
+    test = ("McNemar, exact", float(p_mcnemar)) if binary else ("bootstrap", nan)
     return PairedTest(*values, values[0] - values[1], *bounds, len(a), *test, won, lost)

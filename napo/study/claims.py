@@ -8,6 +8,7 @@ Fewer than MIN_BASES reporting bases cannot speak for new bases: the verdict is 
 with the reason in `note`.
 """
 
+import functools
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -83,14 +84,11 @@ def side(lo, hi, direction, null=0.0, margin=None):
     if isnan(lo) or isnan(hi):
         return "unclear"
     if direction == "equivalent":
-        if -margin < lo and hi < margin:
-            return "claimed"
-        return "opposite" if lo > margin or hi < -margin else "unclear"
-    if direction not in ("up", "down"):
-        raise ValueError(f"unknown direction {direction!r}: use 'up', 'down' or 'equivalent'")
-    sides = {"up": lo > null, "down": hi < null}
-    claimed = sides.pop(direction)
-    return "claimed" if claimed else "opposite" if any(sides.values()) else "unclear"
+        claimed, opposite = -margin < lo and hi < margin, lo > margin or hi < -margin
+    else:
+        above, below = lo > null, hi < null
+        claimed, opposite = {"up": (above, below), "down": (below, above)}[direction]
+    return "claimed" if claimed else "opposite" if opposite else "unclear"
 
 
 def claim_verdict(verdicts):
@@ -112,15 +110,13 @@ def ledger(scores, noise=None, *, claims=CLAIMS):
     scores = scores[~scores["base"].isin(DEVELOPMENT_BASES)]
     if noise is not None:
         noise = noise[~noise["base"].isin(DEVELOPMENT_BASES)]
-    components = [component for claim in claims for component in claim.components]
-    measures = dict.fromkeys(c.measure for c in components if isinstance(c, Difference))
-    values = {name: run_values(scores, MEASURES[name]) for name in measures}
+    values = functools.cache(lambda name: run_values(scores, MEASURES[name]))
     return [_claim(claim, values, noise) for claim in claims]
 
 
 def _claim(claim, values, noise):
     components = [
-        _difference(c, values[c.measure]) if isinstance(c, Difference) else _separation(c, noise)
+        _difference(c, values(c.measure)) if isinstance(c, Difference) else _separation(c, noise)
         for c in claim.components
     ]
     verdict = claim_verdict([component["verdict"] for component in components])
@@ -133,16 +129,15 @@ def _reason(components, verdict):
     """Why a claim has its verdict: the notes of the components that decided it, each missing method named once."""
     notes = dict.fromkeys(c["note"] for c in components if c["note"] and c["verdict"] == verdict)
     lists = [note.removeprefix(NOT_RUN).split(", ") for note in notes if NOT_RUN in note]
-    missing = dict.fromkeys(name for names in lists for name in names)
-    merged = [NOT_RUN + ", ".join(missing)] if missing else []
+    merged = [NOT_RUN + ", ".join(dict.fromkeys(chain(*lists)))] if lists else []
     return "; ".join(merged + [note for note in notes if NOT_RUN not in note])
 
 
 def _difference(component, values):
     c = component
     runs = differences(values, c.treatment, c.control)
-    sides = {"treatment": c.treatment, "control": c.control}
-    entry = {"metric": c.measure, "comparison": f"{c.treatment} - {c.control}"} | sides
+    entry = {"metric": c.measure, "comparison": f"{c.treatment} - {c.control}"}
+    entry |= {"treatment": c.treatment, "control": c.control}
     if runs.empty:
         missing = [m for m in (c.treatment, c.control) if m not in set(values["method"])]
         reason = NOT_RUN + ", ".join(missing) if missing else "no base and seed in common"

@@ -22,10 +22,8 @@ WATCHED = ("napo_paper", "napo_authors", "napo_calibrated", "napo_row_q", "napo_
 CONTROL, PAPER = "dpo_all", "napo_paper"
 COMPARED = {"gain": CONTROL, "over_paper": PAPER}  # column of `noise_curves` -> control of its paired difference
 COMPARED_COLUMNS = [f"{column}{bound}" for column in COMPARED for bound in ("", "_lo", "_hi")]
-UNDER_NOISE = (
-    *("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words", "CHAIRs", "CHAIRi", "Cover", "tokens"),
-    *("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
-)
+GROUPS_UNDER_NOISE = ("Questions", "Captions", "VLind-style statements")
+UNDER_NOISE = tuple(name for name, measure in MEASURES.items() if measure.group in GROUPS_UNDER_NOISE)
 POINTS = 12  # of a curve over training: the steps between two are averaged
 GUARDED = ("POPE_acc", "AMBER_acc", "chosen_logp")  # general ability: no method aims at these
 ROC_GRID = np.linspace(0, 1, 101)

@@ -1,6 +1,11 @@
-"""Numbers, intervals and tables as Markdown."""
+"""Numbers, intervals, tables and foreign texts as Markdown."""
+
+import html
+import re
 
 import numpy as np
+
+from napo.workshop.texts import printable
 
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 CHAIR_NOTE = "CHAIR falls by itself when captions mention less: read it with coverage and length."
@@ -15,10 +20,20 @@ def number(value, lo=None, hi=None, digits=2):
     return f"{head} [{', '.join(tail)}]" if tail else head
 
 
+# What begins emphasis, code, a link, a picture or a heading; a line at a word's edge; an address that is made a link.
+MARKUP = re.compile(r"[\\`*\[\]!#~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def plain(text):
+    """A foreign text that Markdown shows as it is, in one line: no markup, HTML, formula, link, terminal code."""
+    shown = html.escape(MARKUP.sub(r"\\\g<0>", printable(text)), quote=False)
+    return shown.replace("$", "&#36;").replace("@", "&#64;")
+
+
 def table(header, rows):
-    """Lines of a Markdown table; `|` in cells is escaped."""
+    """Lines of a Markdown table, a line per row; `|` in cells is escaped. Foreign texts go through `plain` first."""
     lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def level(noise_kind, flip_rate, none="no injected noise"):

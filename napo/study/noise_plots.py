@@ -8,11 +8,17 @@ import textwrap
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from napo.engine.preferences import BIASED
 from napo.study import plot_style
+from napo.study.frames import CONTROL
 from napo.study.markdown import level
 from napo.study.plot_style import BLUE, DASHES, FAINT, GREY, INK, KIND_STYLE, ORANGE, PURPLE, RED, VIOLET, label_of
 
-NOISE_STYLE = {"leak": (ORANGE, DASHES[1], "^"), "swap": (BLUE, "-", "o")}  # colour, dash, marker
+LEVEL = ["noise_kind", "flip_rate"]  # columns that name a level of injected noise
+NOISE_STYLE = {  # colour, dash, marker and name
+    "leak": (ORANGE, DASHES[1], "^", "leak: good answers replace biased ones"),
+    "swap": (BLUE, "-", "o", "swap: chosen and rejected change places"),
+}
 DETECTOR_STYLE = {  # colour and dash
     "right": (RED, "-"),
     "raw_margin": (BLUE, DASHES[0]),
@@ -39,16 +45,16 @@ def note(text, height=1.2):
 
 
 @plot_style.styled
-def noise_curves(curves, measure, control="dpo_all"):
-    """One measure of `frames.noise_curves` against injected noise: a panel per method; thin lines: the control."""
+def noise_curves(curves, measure):
+    """One measure of `frames.noise_curves` against injected noise: a panel per method; thin lines: CONTROL."""
     curves = curves[curves["measure"] == measure]
     if curves.empty:
         return note("This profile injects no noise: make reproduce PROFILE=study")
     labels = dict(zip(curves["method"], curves["method_label"], strict=True))
-    methods = sorted(labels, key=lambda method: method != control)
+    methods = sorted(labels, key=lambda method: method != CONTROL)
     figure, axes = plot_style.panels(len(methods), 3, 1.1, 1.85, sharex=True)
     for ax, method in zip(axes.flat, methods, strict=False):
-        _noise_panel(ax, curves, method, control)
+        _noise_panel(ax, curves, method)
         ax.set_title(textwrap.fill(labels[method], 32), fontsize=9)
     if curves["value"].between(0, 1).all():  # shares stay in [0, 1], however wide their intervals
         lo, hi = axes[0, 0].get_ylim()
@@ -59,22 +65,20 @@ def noise_curves(curves, measure, control="dpo_all"):
     seeds = str(curves["seeds"].iloc[0])
     seeds = f"seed {seeds} alone" if seeds.isdecimal() else f"seeds {seeds}"
     explained = f"across: rows with injected noise (%); {plot_style.over(curves, 'bands')}; {seeds}"
-    if control in methods:
-        explained += f"; thin grey lines: {labels[control]}"
+    if CONTROL in methods:
+        explained += f"; thin grey lines: {labels[CONTROL]}"
     plot_style.legend_below(figure, axes, 2, title=explained, title_fontsize=9)
     return plot_style.headline(figure, f"{curves['measure_label'].iloc[0]}, against noise in the labels")
 
 
-def _noise_panel(ax, curves, method, control):
-    names = {"leak": "leak: good answers replace biased ones", "swap": "swap: chosen and rejected change places"}
+def _noise_panel(ax, curves, method):
     for noise_kind, of_kind in curves.groupby("noise_kind"):
-        colour, dash, marker = NOISE_STYLE[noise_kind]
-        if method != control:
-            beside = of_kind[of_kind["method"] == control]
+        colour, dash, marker, name = NOISE_STYLE[noise_kind]
+        if method != CONTROL:
+            beside = of_kind[of_kind["method"] == CONTROL]
             ax.plot(100 * beside["flip_rate"], beside["value"], color="#666666", ls=dash, lw=1)
-        rows = of_kind[of_kind["method"] == method]
-        style = {"color": colour, "ls": dash, "marker": marker, "ms": 4}
-        plot_style.banded(ax, 100 * rows["flip_rate"], rows, alpha=0.2, label=names[noise_kind], **style)
+        rows, style = of_kind[of_kind["method"] == method], {"color": colour, "ls": dash, "marker": marker, "ms": 4}
+        plot_style.banded(ax, 100 * rows["flip_rate"], rows, alpha=0.2, label=name, **style)
 
 
 @plot_style.styled
@@ -83,19 +87,18 @@ def q_over_training(curves):
 
     curves  frame of `frames.over_training`; a row of panels per kind, a column per level of injected noise
     """
-    kinds = ("language_biased", "vision_biased")
-    curves = curves[curves["name"].isin(["q", "true"]) & curves["kind"].isin(kinds)]
-    levels = _levels(curves)
+    curves = curves[curves["name"].isin(["q", "true"]) & curves["kind"].isin(BIASED)]
+    levels = list(curves.groupby(LEVEL, sort=False))
     if not levels:
         return note("No training with an adaptive q was run with this profile.")
-    figure, axes = plot_style.panels(len(kinds) * len(levels), len(levels), 0.9, 2.1, sharex=True)
-    for row, kind in zip(axes, kinds, strict=True):
-        for ax, at in zip(row, levels, strict=True):
-            _q_panel(ax, _at(curves[curves["kind"] == kind], at))
-        row[0].set_ylabel(f"{label_of(kind)}:\nshare of wrong labels")
-    for top, bottom, at in zip(axes[0], axes[-1], levels, strict=True):
-        top.set_title(level(*at))
-        bottom.set_xlabel("optimiser step")
+    figure, axes = plot_style.panels(len(BIASED) * len(levels), len(levels), 0.9, 2.1, sharex=True)
+    for column, (at, rows) in zip(axes.T, levels, strict=True):
+        for ax, kind in zip(column, BIASED, strict=True):
+            _q_panel(ax, rows[rows["kind"] == kind])
+        column[0].set_title(level(*at))
+        column[-1].set_xlabel("optimiser step")
+    for ax, kind in zip(axes[:, 0], BIASED, strict=True):
+        ax.set_ylabel(f"{label_of(kind)}:\nshare of wrong labels")
     plot_style.legend_below(figure, axes, 3)
     return plot_style.headline(figure, f"Does q follow the noise? ({plot_style.over(curves, 'bands')})")
 
@@ -111,7 +114,6 @@ def _q_panel(ax, rows):
 
 def _over_steps(ax, rows, **style):
     if len(rows):
-        rows = rows.sort_values("step")
         plot_style.banded(ax, rows["step"], rows, **style)
 
 
@@ -122,14 +124,14 @@ def gamma_over_training(curves, labels):
     curves  frame of `frames.over_training`;  labels  {method: title}, the methods to draw
     """
     curves = curves[(curves["name"] == "gamma") & curves["method"].isin(labels)]
-    drawn = [(method, at) for method in labels for at in _levels(curves[curves["method"] == method])]
+    by_level = {method: curves[curves["method"] == method].groupby(LEVEL, sort=False) for method in labels}
+    drawn = [(method, at, rows) for method, levels in by_level.items() for at, rows in levels]
     if not drawn:
         return note("No training with weights that change was run with this profile.")
     figure, axes = plot_style.panels(len(drawn), 4, 1.1, 2.0, sharex=True)
-    for ax, (method, at) in zip(axes.flat, drawn, strict=False):
-        here = _at(curves[curves["method"] == method], at)
+    for ax, (method, at, rows) in zip(axes.flat, drawn, strict=False):
         for kind, (colour, dash) in KIND_STYLE.items():
-            _over_steps(ax, here[here["kind"] == kind], color=colour, ls=dash, label=label_of(kind))
+            _over_steps(ax, rows[rows["kind"] == kind], color=colour, ls=dash, label=label_of(kind))
         ax.axhline(1 / 3, color=GREY, lw=0.8)
         ax.set_title(f"{labels[method]},\n{level(*at)}", fontsize=9)
         ax.set_ylim(0, 1)
@@ -139,15 +141,6 @@ def gamma_over_training(curves, labels):
         ax.set_ylabel("weight γ")
     plot_style.legend_below(figure, axes, 3)
     return plot_style.headline(figure, f"The weight of each loss term ({plot_style.over(curves, 'bands')})")
-
-
-def _levels(curves):
-    """The levels of injected noise in a frame: [(noise_kind, flip_rate), …]."""
-    return list(dict.fromkeys(zip(curves["noise_kind"], curves["flip_rate"], strict=True)))
-
-
-def _at(curves, at):
-    return curves[(curves["noise_kind"] == at[0]) & (curves["flip_rate"] == at[1])]
 
 
 @plot_style.styled
@@ -161,7 +154,7 @@ def forest(rows, title):
     lines, measures = list(rows["label"].unique()), rows["measure"].unique()
     figure, axes = plot_style.panels(len(measures), 4, 1.0, 0.75 + 0.3 * len(lines))
     for ax, measure in zip(axes.flat, measures, strict=False):
-        _forest_panel(ax, rows[rows["measure"] == measure].set_index("label"), lines)
+        _forest_panel(ax, rows[rows["measure"] == measure], lines)
     axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
     explained = f"arrow: the better side; {plot_style.over(rows, 'bars')}"
@@ -171,19 +164,19 @@ def forest(rows, title):
 
 def _forest_panel(ax, rows, lines):
     ax.axvline(0, color=INK, lw=0.8)
-    for label, row in rows.iterrows():
-        height = lines.index(label)
-        if np.isfinite(row["paper"]):
-            mark = {"color": ORANGE, "mfc": "white", "ms": 6, "label": "paper, LLaVA-1.5-7B, one run"}
-            ax.plot(row["paper"], height + 0.2, "D", **mark)
+    small = {"fontsize": 7.5, "color": "#666666", "va": "center"}
+    for row in rows.itertuples():
+        height = lines.index(row.label)
+        if np.isfinite(row.paper):
+            label = "paper, LLaVA-1.5-7B, one run"
+            ax.plot(row.paper, height + 0.2, "D", color=ORANGE, mfc="white", ms=6, label=label)
         else:
-            ax.text(0, height + 0.25, " paper: two protocols", fontsize=7.5, color="#666666", va="center")
-        if not np.isfinite(row["value"]):
-            ax.text(0, height - 0.15, " not run", fontsize=7.5, color="#666666", va="center")
-            continue
-        if np.isfinite(row["lo"]):
-            ax.plot([row["lo"], row["hi"]], [height - 0.12] * 2, color=BLUE, lw=2.2, solid_capstyle="butt")
-        ax.plot(row["value"], height - 0.12, "o", color=BLUE, ms=5, label="ours, desk world")
+            ax.text(0, height + 0.25, " paper: two protocols", **small)
+        if np.isfinite(row.value):
+            ax.plot([row.lo, row.hi], [height - 0.12] * 2, color=BLUE, lw=2.2, solid_capstyle="butt")
+            ax.plot(row.value, height - 0.12, "o", color=BLUE, ms=5, label="ours, desk world")
+        else:
+            ax.text(0, height - 0.15, " not run", **small)
     better = {"higher": " →", "lower": " ←"}.get(rows["better"].iloc[0], "")
     ax.set_title(rows["measure_label"].iloc[0] + better, fontsize=9.5)
     ax.grid(axis="y", visible=False)
@@ -227,7 +220,7 @@ def estimated_noise(levels):
     figure, (axes,) = plot_style.panels(len(kinds), len(kinds), 0, 3.9)
     for ax, kind in zip(axes, kinds, strict=True):
         ax.plot([0, 0.7], [0, 0.7], color=GREY, lw=1, label="estimate = truth")
-        for noise_kind, (colour, _, marker) in NOISE_STYLE.items():
+        for noise_kind, (colour, _, marker, _) in NOISE_STYLE.items():
             rows = levels[(levels["kind"] == kind) & (levels["noise_kind"] == noise_kind)]
             bars = np.stack([rows["estimated"] - rows["lo"], rows["hi"] - rows["estimated"]]).clip(min=0)
             style = {"fmt": marker, "color": colour, "ms": 5, "elinewidth": 1, "alpha": 0.8}

@@ -63,16 +63,16 @@ class Comparison:
     treatment: str
     control: str
 
-    def differences(self, model=SMALL):
-        """{measure: treatment minus control as printed, in the kit's unit} for the measures that both lines have.
+    def differences(self):
+        """{measure: treatment minus control as printed for SMALL, in the kit's unit}, for what both lines have.
 
         Object HalBench is nan if only one of the two is copied: two protocols have no difference.
         """
-        printed = {row.method: row for row in ROWS if row.model == model}
+        printed = {row.method: row for row in ROWS if row.model == SMALL}
         first, second = printed[self.treatment], printed[self.control]
         found = {m: round(value - second.values[m], 6) for m, value in first.values.items() if m in second.values}
-        apart = [m for m in found if BENCHMARK[m] == "objhal"] if first.copied != second.copied else []
-        return found | dict.fromkeys(apart, nan)
+        apart = first.copied != second.copied
+        return {m: nan if apart and BENCHMARK[m] == "objhal" else value for m, value in found.items()}
 
 
 COMPARISONS = tuple(Comparison(*line) for line in _printed("paper_comparisons.csv").itertuples(index=False))
@@ -104,13 +104,12 @@ def reported(model, protocol, methods=()):
 
 def differs(measure, row, model, ours):
     """How the protocol of a printed number differs from ours: a list of phrases, empty if it does not."""
-    benchmark, examples = BENCHMARK[measure], ours.get("examples", "unknown")
+    benchmark, examples, adapted = BENCHMARK[measure], ours.get("examples", "unknown"), ours.get("adapted")
     similarity, judge = ours.get("similarity") or "unknown", ours.get("judge") or "unknown"
     apart = {
         f"paper: {row.model}": row.model not in model.lower(),
-        "items of its own, not the benchmark's": ours.get("adapted"),
-        f"{examples} examples, paper: {EXAMPLES[benchmark]}": not ours.get("adapted")
-        and examples != EXAMPLES[benchmark],
+        "items of its own, not the benchmark's": adapted,
+        f"{examples} examples, paper: {EXAMPLES[benchmark]}": not adapted and examples != EXAMPLES[benchmark],
         f"decoding {ours.get('decoding') or 'unknown'}": ours.get("decoding") != "paper",
         "weights in 4 bits, paper: bfloat16": ours.get("four_bit"),
         "paper: copied from work that finds objects by GPT": benchmark == "objhal" and row.copied,

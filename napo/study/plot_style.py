@@ -30,6 +30,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#ebebef", "grid.linewidth": 0.8,
     "lines.linewidth": 1.8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": DPI,
+    "text.parse_math": False, "text.usetex": False,  # a $ in a row's text is no formula
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, RED, PURPLE, GREY, VIOLET]),
 }
 # fmt: on

@@ -7,6 +7,7 @@ import numpy as np
 
 from napo.study import plot_style
 from napo.study.plot_style import BLUE, DASHES, FAINT, GREY, INK, KIND_STYLE, ORANGE, RED, WIDTH, label_of
+from napo.workshop.texts import printable
 
 
 @plot_style.styled
@@ -21,9 +22,9 @@ def loss_family(p, losses, gradients):
         style, label = _q_style(q, index, len(losses))
         left.plot(p, losses[q], label=label, **style)
         right.plot(p, np.abs(gradients[q]), label=label, **style)
-    across = {"xlabel": r"preference probability $\sigma(z)$", "xlim": (0, 1)}
-    left.set(title="Loss", ylabel=r"$L_q$", ylim=(0, 4), **across)
-    right.set(title="Pull", ylabel=r"$|\,dL_q/dz\,|$", ylim=(0, 1.02), **across)
+    across = {"xlabel": "preference probability σ(z)", "xlim": (0, 1)}
+    left.set(title="Loss", ylabel="L, by q", ylim=(0, 4), **across)
+    right.set(title="Pull", ylabel="|dL/dz|, by q", ylim=(0, 1.02), **across)
     left.legend(loc="upper right")
     right.text(0.3, 0.86, "on pairs that look wrong (left edge)\nBCE pulls hardest, MAE not at all", fontsize=9)
     return figure
@@ -203,11 +204,11 @@ def _show(ax, image):
 def _answer_lines(row, width):
     """(line, colour, weight) of a question and its answers, wrapped to `width` characters."""
     limits = {"max_lines": 3, "placeholder": " …"}
-    out = [(line, INK, "bold") for line in textwrap.wrap(row["question"], width, **limits)]
+    out = [(line, INK, "bold") for line in textwrap.wrap(printable(row["question"]), width, **limits)]
     for name, answer in row["answers"].items():
         good = row.get("good", {}).get(name)
         mark, colour = {True: ("✓ ", "#1a6b2f"), False: ("✗ ", "#b3121f"), None: ("", "#444444")}[good]
-        text = f"{mark}{label_of(name)}: {answer}"
+        text = f"{mark}{label_of(name)}: {printable(answer)}"
         out += [(line, colour, "normal") for line in textwrap.wrap(text, width, subsequent_indent="   ", **limits)]
     return out
 
@@ -215,7 +216,9 @@ def _answer_lines(row, width):
 @plot_style.styled
 def masks(images, answers=None):
     """One image under each mask. images: {name: image, or None for no image};  answers: {name: text}."""
-    texts = {name: textwrap.wrap((answers or {}).get(name, ""), 84 // len(images), max_lines=4) for name in images}
+    texts = {
+        name: textwrap.wrap(printable((answers or {}).get(name, "")), 84 // len(images), max_lines=4) for name in images
+    }
     tile, below = (WIDTH - 0.1) / len(images) - 0.1, 0.1 + 0.17 * max(map(len, texts.values()))
     figure = plot_style.new_figure(0.7 + tile + below, layout=None)
     height = figure.get_figheight()

@@ -8,15 +8,8 @@ from napo.study import claims, frames, markdown, paper, sections
 from napo.study.markdown import ARROW, CHAIR_NOTE, number
 from napo.workshop.files import atomic, write_json
 
-GROUPS = {  # measures that are always shown together
-    "Questions": ("acc_counterfactual", "acc_factual", "acc_overall", "irrelevant", "words"),
-    "Captions": ("CHAIRs", "CHAIRi", "Cover", "tokens"),
-    "VLind-style statements": ("S_CK", "S_VP", "S_CB", "S_LP", "Acc_CB", "Acc_LP"),
-    "AMBER": ("AMBER_CHAIR", "AMBER_Cover", "AMBER_Hal", "AMBER_Cog", "AMBER_acc"),
-    "Is it there? (POPE)": ("POPE_acc", "POPE_yes"),
-    "MMHal-Bench": ("MMHal_score", "MMHal_hal"),
-    "Held-out preferences": ("pref_rejected", "pref_language_biased", "pref_vision_biased", "chosen_logp"),
-}
+_SHOWN = (*frames.GROUPS_UNDER_NOISE, "AMBER", "Is it there? (POPE)", "MMHal-Bench", "Held-out preferences")
+GROUPS = {group: tuple(name for name, m in MEASURES.items() if m.group == group) for group in _SHOWN}
 CORE = (  # shown first, and in the README; the report shows every method
     *("base", "sft", "dpo_original", "dpo_all", "oracle", "mdpo", "napo_paper", "napo_authors", "napo_q1"),
     *("robust_dpo", "napo_calibrated"),
@@ -133,7 +126,7 @@ def _setting(profile):
     t, weights = profile.training, "4-bit NF4" if profile.quantisation.four_bit else "unquantised"
     numbers = f"{t.beta:g}, {t.learning_rate:g}, {t.epochs:g}, {t.batch_size} × {t.accumulation}"
     rows = [
-        ["model, data", f"{profile.model}, {profile.data}"],
+        ["model, data", markdown.plain(f"{profile.model}, {profile.data}")],
         ["rows", f"{profile.rows} to train on, {profile.heldout_rows} held out"],
         ["bases; seeds", f"{', '.join(map(str, profile.bases))}; {', '.join(map(str, profile.seeds))}"],
         ["trained", f"LoRA r = {profile.lora.r} on {weights} weights, {profile.device}"],

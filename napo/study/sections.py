@@ -30,8 +30,7 @@ class Study:
 
 def gather(profile, scores, runs_dir="runs"):
     """The Study of a run. scores: long frame of its cells. Raises MissingArtifact."""
-    curves = frames.noise_curves(profile, runs_dir)
-    steps = frames.steps(profile, frames.WATCHED, runs_dir)
+    curves, steps = frames.noise_curves(profile, runs_dir), frames.steps(profile, frames.WATCHED, runs_dir)
     levels, tables = noise_levels.read(profile, runs_dir), frames.paper_tables(scores)
     estimates = estimate_verdict.table(scores, frames.UNDER_NOISE, curves)
     return Study(curves, steps, frames.q_use(steps), levels, tables, estimates)

@@ -5,7 +5,6 @@ objective, the reference log-probs of each row, and the logged metrics. `fit` se
 `PreferenceTrainer.compute_loss`.
 """
 
-import json
 import math
 import shutil
 from dataclasses import dataclass, replace
@@ -15,15 +14,16 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations import integration_utils
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from napo.engine import logps, memory, models, packing, tree_attention
 from napo.methods import CORRUPTED
 from napo.objectives import Labels, objective
 from napo.profiles import Lora, Training
 from napo.training.training_set import EncodedRows, answers, collator
-from napo.workshop.files import BadInput
+from napo.workshop.files import PROVENANCE, BadInput, content_hash, read_json, shown, sync, write_json
 
+KEPT = 2  # checkpoints: if the last is damaged, training goes on from the one before
 LOWER = (
     "in napo/profiles.py lower batch_size (and raise accumulation as much), max_length or the adapter's r, set "
     "gradient_checkpointing, or use PROFILE=paper_small; the same command resumes from the last checkpoint"
@@ -114,6 +114,16 @@ class PreferenceTrainer(Trainer):
             self.collected = []
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model, trial):
+        """Trainer's checkpoint, then its digest, then our rotation: by steps, where Trainer's own goes by dates."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its random state
+        if self.args.should_save:
+            checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            sync(checkpoint)
+            write_json({"sha256": content_hash(checkpoint)}, checkpoint / PROVENANCE)
+            rotate_checkpoints(self.args.output_dir, KEPT)
+
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint holds the adapter in peft's own format and nothing of the base.
 
@@ -146,7 +156,7 @@ def arguments(training, folder, seed, device):
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=training.save_steps,
-        save_total_limit=1,
+        save_total_limit=None,  # `_save_checkpoint` rotates
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -162,7 +172,8 @@ def fit(model, processor, method, data, settings, checkpoints, save_to=None):
     """Trains a fresh adapter on a TrainingSet with a method; resumes from the last checkpoint in `checkpoints`.
 
     model        the base;  method  Method;  data  TrainingSet;  settings  Fit
-    checkpoints  folder of this training alone; TensorBoard's files go to logs/ beside it
+    checkpoints  folder of this training alone; TensorBoard's files go to logs/ beside it. Several processes take one
+                 with their number at its end: their steps are not those of one process
     save_to      folder for the adapter; None: it is not saved
     Returns (peft model, list of the metrics logged at each optimizer step). Raises BadInput.
     """
@@ -173,6 +184,8 @@ def fit(model, processor, method, data, settings, checkpoints, save_to=None):
     if training.packed:
         tree_attention.check_exact(model)
     packing.check_image_tokens(model, processor, data.rows[0])
+    if torch.distributed.is_initialized() and (count := torch.distributed.get_world_size()) > 1:
+        checkpoints = Path(checkpoints).with_name(f"{Path(checkpoints).name}-{count}")
     policy = models.attach_lora(model, settings.lora, settings.seed)
     if training.gradient_checkpointing:
         policy.enable_input_require_grads()
@@ -223,13 +236,21 @@ def term_of_step(method, seed, step):
 
 
 def last_checkpoint(folder):
-    """The last whole checkpoint in a folder; None if there is none.
+    """Path of the last whole checkpoint in a folder, as text; None if there is none.
 
-    Removes checkpoints that a kill cut short: trainer_state.json, which Trainer writes last, is missing or broken.
+    Removes later ones, with one line for each: a kill cut them short, or a file changed after its digest was written.
     """
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    while Path(folder).is_dir() and (last := get_last_checkpoint(str(folder))):
+        if is_whole(Path(last)):
+            return last
+        print(f"{shown(last)} is incomplete or damaged: removed, training goes on from an earlier step", flush=True)
+        shutil.rmtree(last)
+    return None
+
+
+def is_whole(checkpoint):
+    """Whether a checkpoint has all files that its digest counts, byte for byte, and no others."""
+    try:
+        return read_json(checkpoint / PROVENANCE) == {"sha256": content_hash(checkpoint)}
+    except (BadInput, OSError):
+        return False

@@ -17,20 +17,13 @@ KEPT_BYTES = 2**30  # of images as tensors: a small model's rows all fit, of LLa
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Preference rows and all that `trainer.fit` needs to know of each.
+    """Preference rows and all that `trainer.fit` needs to know of each."""
 
-    rows       a Dataset or a list of dicts
-    reference  DataFrame of `logps.measure` on the base, for (at least) these rows
-    flipped    (n,) bool: rows whose chosen and rejected answers change places; None: none
-    weights    dict kind -> (n,): weight of each pair; None: all pairs count 1
-    row_q      dict kind -> (n,): q of each row; None: q of the batch by eq. 10
-    """
-
-    rows: object
-    reference: pd.DataFrame
-    flipped: np.ndarray | None = None
-    weights: dict | None = None
-    row_q: dict | None = None
+    rows: object  # a Dataset or a list of dicts
+    reference: pd.DataFrame  # of `logps.measure` on the base, for (at least) these rows
+    flipped: np.ndarray | None = None  # (n,) bool: rows whose chosen and rejected answers change places; None: none
+    weights: dict | None = None  # kind -> (n,): weight of each pair; None: all pairs count 1
+    row_q: dict | None = None  # kind -> (n,): q of each row; None: q of the batch by eq. 10
 
     def __len__(self):
         return len(self.rows)
@@ -72,16 +65,12 @@ class EncodedRows(Dataset):
             if known is not None:  # nan for a kind of which nothing is known
                 of_row = [known[kind][index] if kind in known else np.nan for kind in self.kinds]
                 encoded[name] = torch.tensor(of_row, dtype=torch.float32)
-        self.keep(index, encoded)
-        return encoded
-
-    def keep(self, index, encoded):
-        """Caches a row for the next epoch if its images still fit."""
-        parts = (encoded, *([encoded["corrupted"]] if "corrupted" in encoded else []))
+        parts = [encoded, encoded["corrupted"]] if "corrupted" in encoded else [encoded]
         size = sum(tensor.nbytes for part in parts for tensor in part["vision"].values())
-        if size <= self.room:
+        if size <= self.room:  # cached for the next epoch
             self.kept[index] = encoded
             self.room -= size
+        return encoded
 
 
 def answers(kinds):

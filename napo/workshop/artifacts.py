@@ -13,9 +13,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from napo.workshop import code_hash, environment
-from napo.workshop.files import MissingArtifact, atomic, opened, plain, repository_root, shown, write_json
-
-PROVENANCE = "provenance.json"
+from napo.workshop.files import (
+    PROVENANCE,
+    atomic,
+    content_hash,
+    opened,
+    plain,
+    provenance,
+    records,
+    repository_root,
+    shown,
+    write_json,
+)
 
 
 def run_folder(profile: str, *parts: str, runs_dir: str | Path = "runs", root: Path | None = None) -> Path:
@@ -30,56 +39,11 @@ def figures_folder(profile: str, runs_dir: str | Path = "runs", root: Path | Non
     return run_folder(profile, "figures", runs_dir=runs_dir, root=root)
 
 
-def content_hash(path: str | Path) -> str:
-    """SHA-256 of a file, or of a folder's names and contents without its provenance. Raises MissingArtifact."""
-    path = Path(path)
-    if path.is_file():
-        return _file_hash(path)
-    if not path.is_dir():
-        raise MissingArtifact(f"missing {shown(path)}")
-    total = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != PROVENANCE and not file.name.startswith(".tmp-"):
-            total.update(f"{file.relative_to(path).as_posix()} {content_hash(file)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, cached by its stamp. The stamp of a file this fresh could hide a change: it is not cached."""
-    stat = path.stat()
-    stamp = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if stamp not in _hashes:
-        with open(path, "rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
-            return found
-        _hashes[stamp] = found
-    return _hashes[stamp]
-
-
-_hashes: dict[tuple, str] = {}
-
-
 def key(*, settings, stage: str, desk: bool = False, inputs: Iterable[str | Path] = ()) -> str:
     """Key of an artefact: a hash of its settings, code and inputs. Takes the arguments of `build`."""
     code = code_hash.digest(code_hash.rooms_of(stage, desk))
     parts = {"settings": settings, "code": code, "inputs": [content_hash(item) for item in inputs]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain).encode()).hexdigest()
-
-
-def provenance(path: str | Path) -> dict:
-    """The record of `path` in the provenance.json beside it; {} if there is none, or none that can be read."""
-    path = Path(path)
-    return records(path.with_name(PROVENANCE)).get(path.name, {})
-
-
-def records(file: Path) -> dict[str, dict]:
-    """Name of an artefact -> its record, of one provenance.json; {} if it cannot be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["artefacts"].items()
-        return {name: record for name, record in found if isinstance(record, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def is_current(
@@ -118,8 +82,10 @@ def build(
     started = time.monotonic()
     with atomic(path) as temporary:
         make(temporary)
-    record |= {"sha256": content_hash(path), "seeds": seeds, "seconds": round(time.monotonic() - started, 3)}
-    _record(path, record | environment.snapshot(repository_root()))
+        # Before the file appears: until its record does, a reader takes it for damaged.
+        record |= {"sha256": content_hash(temporary), "seeds": seeds, "seconds": round(time.monotonic() - started, 3)}
+        record |= environment.snapshot(repository_root())
+    _record(path, record)
     return path
 
 

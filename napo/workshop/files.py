@@ -1,15 +1,22 @@
-"""Files: each is written whole or not at all, and one line says what is wrong with a bad one. Cheap to import."""
+"""Files: each is written whole or not at all, checked when read, and one line says what is wrong with a bad one.
+
+A file or folder that `artifacts.build` made has its hash in the provenance.json beside it. Cheap to import.
+"""
 
 import contextlib
 import dataclasses
 import errno
-import glob
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+PROVENANCE = "provenance.json"
+TEMPORARY = ".tmp-*"
 
 
 class BadInput(Exception):
@@ -36,14 +43,71 @@ def shown(path: str | Path) -> str:
     return str(path)
 
 
-def require(path: str | Path, notebook: str) -> Path:
-    """`path` if it exists, else raise MissingArtifact with the notebook ("01") that writes it."""
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's names and contents without its provenance. Raises MissingArtifact."""
     path = Path(path)
-    if path.exists():
-        return path
+    if path.is_file():
+        return _file_hash(path)
+    if not path.is_dir():
+        raise MissingArtifact(f"missing {shown(path)}")
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != PROVENANCE and not file.match(TEMPORARY):
+            total.update(f"{file.relative_to(path).as_posix()} {content_hash(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, cached by its stamp. The stamp of a file this fresh could hide a change: it is not cached."""
+    stat = path.stat()
+    stamp = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if stamp not in _hashes:
+        with open(path, "rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
+            return found
+        _hashes[stamp] = found
+    return _hashes[stamp]
+
+
+_hashes: dict[tuple, str] = {}
+
+
+def records(file: Path) -> dict[str, dict]:
+    """Name of an artefact -> its record, of one provenance.json; {} if it cannot be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["artefacts"].items()
+        return {name: record for name, record in found if isinstance(record, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def provenance(path: str | Path) -> dict:
+    """The record of `path` in the provenance.json beside it; {} if there is none, or none that can be read."""
+    path = Path(path)
+    return records(path.with_name(PROVENANCE)).get(path.name, {})
+
+
+def require(path: str | Path, notebook: str) -> Path:
+    """`path`, an artefact that exists and has the contents that its record tells; without a record, any contents.
+
+    notebook  the one that writes it ("01"): the remedy in the message
+    Raises MissingArtifact, or BadInput if it was damaged or changed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingArtifact(f"missing {shown(path)}: run notebook {notebook} first ({_reproduce(path)})")
+    record = provenance(path)
+    if record and record.get("sha256") != content_hash(path):
+        problem = f"{shown(path)} is damaged or was changed by hand"
+        raise BadInput(f"{problem}: run notebook {notebook} again ({_reproduce(path)})")
+    return path
+
+
+def _reproduce(path: Path) -> str:
+    """The command that makes an artefact."""
     parts = Path(shown(path)).parts
-    profile = f" PROFILE={parts[1]}" if len(parts) > 2 and parts[0] == "runs" else ""
-    raise MissingArtifact(f"missing {shown(path)}: run notebook {notebook} first (make reproduce{profile})")
+    return f"make reproduce PROFILE={parts[1]}" if len(parts) > 2 and parts[0] == "runs" else "make reproduce"
 
 
 def first_line(error: BaseException) -> str:
@@ -60,7 +124,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    _remove_abandoned(path)
+    remove_abandoned(path.parent.glob(TEMPORARY))
     temporary = _beside(path)
     try:
         yield temporary
@@ -96,9 +160,9 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove temporaries for `path` whose process has ended."""
-    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+def remove_abandoned(temporaries: Iterable[Path]) -> None:
+    """Remove those temporaries of `atomic` whose process has ended."""
+    for left in list(temporaries):
         pid = left.name.split("-")[1]
         if pid.isdigit() and not _lives(int(pid)):
             _remove(left)
@@ -112,10 +176,17 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _swap(temporary: Path, path: Path) -> None:
-    for file in [temporary, *temporary.rglob("*")]:
+def sync(path: Path) -> None:
+    """Write a file, or a folder with all that is in it, through to the disk."""
+    for file in [path, *path.rglob("*")]:
         with opened(file) as descriptor:
             os.fsync(descriptor)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    if path.is_dir() and not temporary.is_dir():
+        raise BadInput(f"{shown(path)} is a folder, and a file was to be written there: give the name of a file")
+    sync(temporary)
     if path.is_dir() or (temporary.is_dir() and path.exists()):
         old = _beside(path)
         os.rename(path, old)
@@ -158,7 +229,7 @@ def write_json(value, path: str | Path) -> Path:
 
 
 def read_parquet(path: str | Path, notebook: str = ""):
-    """DataFrame of a parquet file, written by `notebook`. Raises MissingArtifact, or BadInput if damaged."""
+    """DataFrame of a parquet file; of one that `notebook` writes after `require`. Raises BadInput."""
     import pandas
     import pyarrow
 
@@ -167,7 +238,7 @@ def read_parquet(path: str | Path, notebook: str = ""):
 
 
 def read_json(path: str | Path, notebook: str = ""):
-    """Value of a JSON file, written by `notebook`. Raises MissingArtifact, or BadInput if damaged."""
+    """Value of a JSON file; of one that `notebook` writes after `require`. Raises BadInput."""
     return _read(path, notebook, lambda file: json.loads(file.read_bytes()), ValueError, "delete it and run again")
 
 

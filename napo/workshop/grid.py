@@ -1,8 +1,8 @@
 """Many cells of an experiment, such as (method, base, seed, flip rate), in parallel processes.
 
-Each worker process has one thread and takes many cells, so it imports torch once. An error or the death of a worker
-costs one cell. Workers end with their parent, even if it is killed. They are fresh processes, also from a Jupyter
-kernel: cells and the worker function must come from an importable module.
+Each worker process has one thread and takes many cells, also of later calls, so it imports torch once. An error or the
+death of a worker costs one cell. Workers end with their parent, even if it is killed. They are fresh processes, also
+from a Jupyter kernel: cells and the worker function must come from an importable module.
 """
 
 import collections
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from subprocess import DEVNULL, Popen
+from typing import ClassVar
 
 from napo.workshop.files import BadInput, first_line
 from napo.workshop.progress import progress
@@ -27,7 +28,7 @@ from napo.workshop.progress import progress
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # glibc keeps freed pages. Returning them to the kernel took 6 % of the CPU time of a desk training.
 KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
-CHILD_ENVIRONMENT = ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"} | KEEP_PAGES
+CHILD_ENVIRONMENT = ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"} | KEEP_PAGES
 
 
 @dataclass(frozen=True)
@@ -86,33 +87,49 @@ def _in_workers(cells, todo, worker, count):
     function = getattr(worker, "func", worker)  # of a functools.partial
     if function.__module__ == "__main__":
         raise ValueError(f"{function.__name__} must be a function of an importable module to run in other processes")
-    waiting, busy, idle = collections.deque(todo), {}, []
-    with contextlib.ExitStack() as started:
+    waiting, busy = collections.deque(todo), {}
+    try:
         while waiting or busy:
             while waiting and len(busy) < count:
-                process = idle.pop() if idle else started.enter_context(contextlib.closing(_Worker()))
-                index = waiting.popleft()
+                process, index = _Worker.idle(), waiting.popleft()
+                busy[process] = index
                 with contextlib.suppress(BrokenPipeError):  # the process died: `receive` reports it
                     process.pipe.send((worker, cells[index]))
-                busy[process] = index
             for process in wait(list(busy)):
-                index, outcome = busy.pop(process), process.receive()
-                if process.poll() is None:
-                    idle.append(process)
+                index, outcome = busy[process], process.receive()
+                _Worker.at_rest.append(process)
+                del busy[process]
                 yield index, outcome
+    finally:
+        for process in busy:
+            process.close()
 
 
 class _Worker(Popen):
     """A process that receives (worker, cell) and sends the outcome. What it prints goes to a log."""
 
+    at_rest: ClassVar[list["_Worker"]] = []  # of earlier calls: they have imported torch, which takes ten seconds
+
+    @classmethod
+    def idle(cls) -> "_Worker":
+        """A process at rest, or a new one if none lives that was started in the environment of now."""
+        while cls.at_rest:
+            process = cls.at_rest.pop()
+            if process.poll() is None and process.environment == _child_environment():
+                return process
+            process.close()
+        return cls()
+
     def __init__(self):
+        self.environment = _child_environment()
         self.pipe, theirs = Pipe()
-        self.log = tempfile.TemporaryFile("a+", errors="replace")
+        self.log = tempfile.TemporaryFile("a+", encoding="utf-8", errors="replace")
         code = f"from napo.workshop.grid import _serve; _serve({theirs.fileno()}, {os.getpid()})"
-        env = os.environ | CHILD_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         streams = {"stdin": DEVNULL, "stdout": self.log, "stderr": self.log}
         with theirs:
-            super().__init__([sys.executable, "-P", "-c", code], **streams, env=env, pass_fds=[theirs.fileno()])
+            super().__init__(
+                [sys.executable, "-P", "-c", code], **streams, env=self.environment, pass_fds=[theirs.fileno()]
+            )
 
     def close(self) -> None:
         self.kill()
@@ -132,6 +149,10 @@ class _Worker(Popen):
         reason = f"killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"exit status {code}"
         self.log.seek(0)
         return _Failure(f"its process ended: {reason}", self.log.read()[-4000:])
+
+
+def _child_environment() -> dict[str, str]:
+    return os.environ | CHILD_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 
 
 def _serve(descriptor: int, parent: int) -> None:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 
 from napo.workshop.files import BadInput, first_line
 from napo.workshop.progress import progress
+from napo.workshop.texts import printable
 
 # From the pages of the repositories. The released biased data are built on RLAIF-V, so its terms hold for them too.
 LICENCES = {
@@ -86,9 +87,9 @@ def look_up(name, kind="model", revision=None):
 
 
 def licence(name, info=None):
-    """A repository's licence by LICENCES, else by its card."""
+    """A repository's licence by LICENCES, else by its card, in one line."""
     card = getattr(info, "card_data", None) or {}
-    return LICENCES.get(name) or card.get("license") or "not stated: see its page on the hub"
+    return printable(LICENCES.get(name) or card.get("license") or "not stated: see its page on the hub")[:120]
 
 
 def _cached(name, kind, revision, error):

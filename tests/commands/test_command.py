@@ -1,5 +1,6 @@
 """One command with sub-commands: what it imports, what it lists, and its exit statuses."""
 
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ def main(arguments=None):
         raise KeyError("a bug")
     if arguments == ["interrupted"]:
         raise KeyboardInterrupt
+    if arguments == ["full"]:
+        open("/dev/full", "w").write("x" * 10**6)
     return 1 if arguments == ["failed"] else None
 
 
@@ -28,7 +31,9 @@ def test_statuses(capsys):
     assert [main(), main(["failed"]), main(["bad"])] == [0, 1, 2]
     assert capsys.readouterr().err == "error: rows.parquet: row 3 has no answer\n"
     assert main(["interrupted"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert capsys.readouterr().err == "stopped: run the same command again to go on\n"
+    assert main(["full"]) == 2
+    assert capsys.readouterr().err == "error: No space left on device; put that right and run the same command again\n"
     with pytest.raises(KeyError):
         main(["broken"])
 
@@ -61,7 +66,8 @@ def test_each_command_has_its_help_and_refuses_a_wrong_call_in_one_line(name, ca
     ["napo.__main__", *(f"napo.commands.{name}" for name in ("run", "score", "judge", "fetch", "serve"))],
 )
 def test_a_command_imports_only_what_it_needs(root, imported):
-    script = f"import sys, {imported}; print({HEAVY} & set(sys.modules))"
+    heavy = HEAVY - ({"requests"} if imported.endswith(("judge", "fetch")) else set())
+    script = f"import sys, {imported}; print({heavy} & set(sys.modules))"
     said = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=root)
     assert said.strip() == "set()"
 
@@ -78,3 +84,23 @@ def test_the_overrides_of_a_profile_are_those_that_profiles_know():
 def test_the_package_is_a_command(root):
     ended = subprocess.run([sys.executable, "-m", "napo", "run", "--profile", "dekc"], cwd=root, capture_output=True)
     assert (ended.returncode, ended.stdout) == (2, b"") and ended.stderr.startswith(b"error: unknown profile 'dekc'")
+
+
+def test_help_prints_where_the_output_is_ascii(root):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    said = subprocess.check_output([sys.executable, "-m", "napo", "--help"], cwd=root, env=environment, text=True)
+    assert "usage: napo COMMAND \\u2026" in said
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".", "..", ".hidden", "a\\b", "a\nb", "\x1b[31m", "x" * 201])
+def test_a_name_that_is_no_plain_one_is_refused(name):
+    with pytest.raises(BadInput, match="cannot name a folder") as refused:
+        command.plain_name(name, "--label")
+    assert len(str(refused.value)) < 300 and str(refused.value).isprintable()
+    assert command.plain_name("my model-b0_s1.5", "--label") == "my model-b0_s1.5"
+
+
+@pytest.mark.parametrize("name", ["run", "budget", "launch"])
+def test_an_unknown_device_is_refused(name, capsys):
+    assert napo([name, "--device", "junk"]) == 2
+    assert "invalid choice: 'junk'" in capsys.readouterr().err

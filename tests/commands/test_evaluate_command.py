@@ -198,6 +198,8 @@ def refused(status, capsys, message):
         (["vlind", "--model", "m", "--data", "no/such"], "no folder no/such with the data of vlind"),
         (["vlind", "--model", "m", "--adapter", "no/such"], "no adapter in no/such: name the folder"),
         (["vlind", "--model", "m", "--batch-size", "0"], "--batch-size"),
+        (["vlind", "--model", "m", "--label", "../../x"], "--label '../../x' cannot name a folder"),
+        (["vlind", "--model", ".."], "the model's name (give a --label) '..' cannot name a folder"),
         (["vlind", "--model", "m", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["vlind", "--model", "m", "--decoding", "warm"], "invalid choice: 'warm'"),
         (["vlind", "--model", "m", "--device", "tpu"], "unknown device 'tpu'"),

@@ -96,6 +96,26 @@ def test_a_row_without_an_answer_and_too_few_rows_are_named(world, tmp_path, cap
         assert text in capsys.readouterr().err and not out.exists()
 
 
+def test_the_page_shows_texts_as_they_are():
+    table = pd.DataFrame({"row_id": ["<b>"], "kind": "rejected", "same": False, "posterior": 0.9, "evidence": 1.0})
+    texts = pd.DataFrame({"question": ["<script>"], "chosen": "![a](b)", "rejected": "\x1b[2J|"}, index=["<b>"])
+    rates = {"rejected": {"rate": 0.1, "lo": 0.0, "hi": 0.2, "rows": 1, "equal": 0}}
+    page = noise.page(table, rates, texts, "<i>.parquet")
+    assert r"| &lt;b&gt; | 0.900 | &lt;script&gt; | \!\[a\](b) | \\x1b\[2J\| |" in page
+    assert "&lt;i&gt;.parquet" in page and "\x1b" not in page
+
+
+def test_a_special_token_in_a_row_is_found_before_the_model_is_loaded(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    model_folder, _, _, rows = world
+    preferences.write(
+        [row | {"chosen": f"<image> {i}"} if i > 21 else row for i, row in enumerate(rows)], tmp_path / "a.parquet"
+    )
+    assert noise.main([str(tmp_path / "a.parquet"), "--model", str(model_folder), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "2 bad row(s): row 22 (a.parquet:22) chosen contains <image>" in said and "row 23" in said
+
+
 def test_the_command_is_napo_noise(root):
     ended = subprocess.run([sys.executable, "-m", "napo", "noise", "--help"], cwd=root, capture_output=True, text=True)
     assert ended.returncode == 0 and "usage: napo noise" in ended.stdout

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import httpx2
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -13,6 +16,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from tiny_cells import make_base, make_profile
+from tiny_rows import make_row
 from transformers import AutoModelForImageTextToText
 
 from napo import profiles
@@ -22,8 +26,7 @@ from napo.engine import preferences
 from napo.evaluation import evaluate
 from napo.preflight import checks
 from napo.profiles import Cell
-from napo.workshop import artifacts
-from napo.workshop.files import BadInput, MissingArtifact, write_json
+from napo.workshop.files import BadInput, MissingArtifact, content_hash, provenance, write_json
 
 CELL = Cell("napo_paper")
 
@@ -71,7 +74,7 @@ def test_the_adapters_card_says_what_the_run_recorded(run, tmp_path):
     text = (folder / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.library_name == "peft" and card.data.datasets == ["openbmb/RLAIF-V-Dataset"]
-    record = artifacts.provenance(cell_folder(profile, CELL, runs) / "adapter")
+    record = provenance(cell_folder(profile, CELL, runs) / "adapter")
     for said in (record["git_commit"], f"torch {record['versions']['torch']}", record["created"], record["device"]):
         assert said in text
     assert "c" * 40 in text and "CC BY-NC 4.0" in text and "convention of q | paper" in text and "γ | dynamic" in text
@@ -108,6 +111,44 @@ def test_the_folder_loads_in_stock_peft_and_names_no_place_of_ours(run, tmp_path
         if file.suffix in (".md", ".json", ".jsonl"):
             assert str(tmp_path.parent) not in file.read_text(), file.name
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "llava"
+    names = {file.name for file in folder.rglob("*")}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+
+
+def test_only_what_the_run_recorded_goes_out(run, tmp_path):
+    """Files laid beside the adapter stay here, and so does an adapter that was changed."""
+    profile, runs = run
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    adapter = cell_folder(profile, CELL, copy) / "adapter"
+    (tmp_path / "secret").write_text("secret")
+    (adapter / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match="damaged or was changed by hand"):
+        share.write_adapter(CELL, profile, tmp_path / "adapter", copy)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_artefact_of_a_run_is_never_replaced(run, tmp_path):
+    profile, runs = run
+    adapter = cell_folder(profile, CELL, runs) / "adapter"
+    before = content_hash(adapter)
+    (adapter / "README.md").exists() or pytest.fail("peft writes a card, as an export has")
+    with pytest.raises(BadInput, match="holds something else"):
+        share.write_adapter(CELL, profile, adapter, runs)
+    assert content_hash(adapter) == before
+
+
+def test_places_of_pictures_on_this_machine_do_not_go_out(run, tmp_path):
+    profile, _ = run
+    pairs = share.pairs_of(profile, 0, tmp_path / "runs")
+    pairs.parent.mkdir(parents=True)
+    rows = [make_row(0) | {"image": {"bytes": b"x", "path": "/home/me/x.png"}, "split": "train"}]
+    table = pa.Table.from_pylist(
+        [row | {"is_noise_language_biased": None, "is_noise_vision_biased": None} for row in rows]
+    )
+    pq.write_table(table, pairs)
+    with pytest.raises(BadInput, match="names places of pictures"):
+        share.write_data(profile, tmp_path / "data", 0, tmp_path / "runs")
 
 
 def test_the_data_load_in_stock_datasets_and_their_card_counts_them(run, tmp_path):

@@ -118,6 +118,6 @@ def test_questions_of_the_desk_alone_are_asked_without_files(tmp_path):
     benchmark = asked("vqa_factual", own)
     assert [q.text for q in benchmark.questions] == [item.question for item in own]
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(f'{{"key": "{q.key}", "answer": "a"}}\n' for q in benchmark.questions))
+    log.write_text("".join(asking._line(log, q.key, "a") for q in benchmark.questions))
     answers = asking.ask(benchmark, None, Decoding(), log)
     assert benchmark.predictions(answers, "m")["predictions.jsonl"].count("\n") == 5

@@ -8,7 +8,7 @@ import pytest
 from napo.desk.leak import leak
 from napo.desk.questions import KINDS, ask
 from napo.desk.scenes import from_json, sample_scene, to_json
-from napo.desk.truth import is_good
+from napo.desk.truth import judge
 
 
 def make_rows(rng, n=20):
@@ -29,7 +29,7 @@ def test_leak_replaces_both_answers_in_the_share_of_rows(rng):
     assert len(noisy) == 8 and [row["row_id"] for row in leaked] == [row["row_id"] for row in rows]
     for old, new in noisy:
         for kind in ("language_biased", "vision_biased"):
-            assert is_good(from_json(new["scene"]), new["question"], new[kind]) and new[f"is_noise_{kind}"] is True
+            assert judge(from_json(new["scene"]), new["question"], new[kind]).good and new[f"is_noise_{kind}"] is True
         assert (new["chosen"], old["language_biased"], old["is_noise_language_biased"]) == ("yes .", "no .", False)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from napo.desk.questions import KINDS, Claim, ask, full_answer, question, statement_question
 from napo.desk.scenes import Scene, Thing, sample_scene
-from napo.desk.truth import is_good, judge
+from napo.desk.truth import judge
 
 # A red frog top left, a blue whale bottom right, on grass. The prior says: frogs green, whales on water.
 SCENE = Scene((Thing("frog", "red", 0), Thing("whale", "blue", 3)), "grass")
@@ -70,7 +70,7 @@ CASES = [
 def test_hand_worked_answers(kind, subject, answer, expected):
     judged = judge(SCENE, question(kind, subject).text, answer)
     assert (judged.right, judged.to_the_point) == expected
-    assert judged.good == is_good(SCENE, question(kind, subject).text, answer) == (expected == GOOD)
+    assert judged.good == (expected == GOOD)
 
 
 RED, GREEN = Claim("colour", "frog", "red"), Claim("colour", "frog", "green")
@@ -110,7 +110,7 @@ def test_full_answers_are_good(rng):
         for _ in range(50):
             scene = sample_scene(rng, "uniform", "base")
             asked = ask(scene, kind, rng)
-            assert is_good(scene, asked.text, full_answer(scene, asked)), (scene, asked)
+            assert judge(scene, asked.text, full_answer(scene, asked)).good, (scene, asked)
 
 
 def test_unknown_question_is_refused():

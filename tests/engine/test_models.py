@@ -1,11 +1,13 @@
 """Loading in 4 bits and adapting: what is quantised and what is not, gradients after evaluation, adapters, errors."""
 
 import json
+import re
 import shutil
 
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers
 from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -296,6 +298,14 @@ def test_an_adapter_in_a_pickle_is_not_opened(model, tmp_path):
     assert "only safetensors are loaded, never pickles" in one_line(models.load_adapter, model, tmp_path)
 
 
+def test_an_adapter_that_is_not_lora_is_refused(model, tmp_path):
+    """An X-LoRA configuration names more adapters to load, from anywhere."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    config = {"peft_type": "XLORA", "adapters": {"a": "evil/adapter"}, "hidden_size": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "XLORA is not LoRA" in one_line(models.load_adapter, model, tmp_path)
+
+
 @pytest.mark.parametrize("quantisation", [NF4, Quantisation(four_bit=False)], ids=["nf4", "float32"])
 def test_missing_model_folder_is_one_line(tmp_path, quantisation):
     missing = str(tmp_path / "no" / "such" / "model")
@@ -341,6 +351,88 @@ def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
     one_line(models.load, str(tmp_path), NF4)
+
+
+def changed(folder, file="config.json", **entries):
+    """The JSON file of a model's folder, with more entries."""
+    known = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(known | entries))
+
+
+def own_code(folder):
+    """A model type of its own whose module leaves a mark if it runs."""
+    code = f"open({str(folder / 'ran')!r}, 'w')\nraise SystemExit"
+    (folder / "evil.py").write_text(code)
+    named = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.M", "AutoProcessor": "evil.P"}
+    changed(folder, model_type="evil", auto_map=named)
+
+
+def own_tokenizer(folder):
+    changed(folder, "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    changed(folder, "processor_config.json", auto_map={"AutoProcessor": "evil.P"}, processor_class="EvilProcessor")
+    own_code_file = folder / "evil.py"
+    own_code_file.write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+
+def pickled_shards(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickle_by_configuration(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "adapter_model.bin")
+    changed(folder, transformers_weights="adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (own_code, "code of its own, which is never run"),
+        (own_tokenizer, "code of its own, which is never run"),
+        (pickled_shards, "names the shard 'weights.bin'"),
+        (pickle_by_configuration, "keeps its weights in 'adapter_model.bin'"),
+        (lambda folder: changed(folder, _attn_implementation="evil/kernel"), "asks for the kernel 'evil/kernel'"),
+        (lambda folder: changed(folder, "adapter_config.json", base_model_name_or_path="x"), "names another model"),
+        (lambda folder: changed(folder, "processor_config.json", audio_tokenizer={}), "names another model"),
+        (lambda folder: (folder / "config.json").write_text('{"a":' * 100_000), "RecursionError|recursion"),
+    ],
+)
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_files_of_a_stranger_run_nothing_open_no_pickle_and_ask_nothing(tmp_path, monkeypatch, attack, said, four_bit):
+    save_tiny_llava(tmp_path)
+    attack(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asked on standard input"))
+    monkeypatch.setattr(torch, "load", lambda *asked, **more: pytest.fail("a pickle was opened"))
+    assert re.search(said, one_line(models.load, str(tmp_path), Quantisation(four_bit=four_bit)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_and_mismatched_weights_are_an_error(tmp_path, capfd):
+    """Stock transformers makes a missing weight at random, with a warning of many lines."""
+    save_tiny_llava(tmp_path)
+    capfd.readouterr()
+    whole = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in sorted(whole) if "down_proj" in name)
+    few = {other: tensor for other, tensor in whole.items() if other != name}
+    for weights, said in ((few, "1 weights are missing"), (few | {name: torch.ones(3, 3)}, "another shape")):
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        for quantisation in (NF4, Quantisation(four_bit=False)):
+            line = one_line(models.load, str(tmp_path), quantisation)
+            assert said in line and ("down_proj" in line or "Linear4bit" in line)
+    assert capfd.readouterr().err == ""
+    save_file(whole | {"stray.weight": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match="1 weights are not used, the first is stray.weight"):
+        models.load(str(tmp_path), Quantisation(four_bit=False))
+
+
+def test_loading_shows_no_bar_and_leaves_the_bars_of_others(folder, capfd):
+    models.load(folder, NF4)
+    assert capfd.readouterr() == ("", "")
+    list(transformers.utils.logging.tqdm([1], desc="another"))
+    assert "another" in capfd.readouterr().err
 
 
 def test_cuda_without_a_gpu_is_one_line_with_a_remedy(folder, monkeypatch):

@@ -1,12 +1,14 @@
 """RLAIF-V's schema from real photographs: names, every bad row named, nothing enormous decoded, round trip."""
 
 import io
+import os
 import random
 import struct
 import tracemalloc
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from photographs import jpeg, photograph, upstream_record, write_upstream
@@ -111,7 +113,7 @@ def test_every_bad_row_is_listed_with_file_number_and_reason(tmp_path):
         9: "chosen is empty",
         10: "chosen equals rejected",
         11: "rejected is empty",
-        12: "image file /nowhere/gone.jpg is missing",
+        12: "image file /nowhere/gone.jpg lies outside the folder of the data file",
     }
     for number, reason in expected.items():
         assert f"row {number} (bad.parquet:{number}) {reason}" in line
@@ -173,7 +175,7 @@ def test_whatever_a_decoder_raises_is_damage(monkeypatch, error):
     def broken(_):
         raise error
 
-    monkeypatch.setattr("napo.engine.preferences.Image.open", broken)
+    monkeypatch.setattr("napo.workshop.pictures.Image.open", broken)
     assert "image is damaged" in preferences.image_problem({"bytes": b"x", "path": None})
 
 
@@ -330,3 +332,149 @@ def test_an_undecoded_image_keeps_its_own_bytes(tmp_path):
 def test_writing_no_row_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no row to write"):
         preferences.write([], tmp_path / "pairs.parquet")
+
+
+def path_image(path):
+    return lambda i: {"bytes": None, "path": str(path)}
+
+
+def test_an_image_path_is_read_from_the_data_folder_only(tmp_path):
+    """Not above it, not through links, and no pipe, device or folder: one of these would hang for ever."""
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", folder / "sub" / "own.png"):
+        photograph("coffee").resize((8, 6)).save(place)
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    reasons = {
+        "../secret.png": "lies outside",
+        str(tmp_path / "secret.png"): "lies outside",
+        "link.png": "lies outside",
+        "device.png": "lies outside",
+        "pipe.png": "is no plain file",
+        "sub": "is no plain file",
+        "gone.png": "is missing",
+        "https://host/x.png": "is missing",
+        "x" * 5000: "cannot be read",
+        "loop.png": "",
+    }
+    names = [*reasons, "sub/own.png"]
+    line = refusal(write_upstream(folder / "a.parquet", len(names), image=lambda i: {"bytes": None, "path": names[i]}))
+    assert f"{len(reasons)} bad row(s)" in line
+    for i, (name, reason) in enumerate(reasons.items()):
+        assert f"row {i} (a.parquet:{i}) image file {name[:80]}" in line and reason in line
+    rows = preferences.load_source(write_upstream(folder / "b.parquet", 1, image=path_image("sub/own.png")))
+    assert rows[0]["image"].size == (8, 6) and rows[0]["image"].mode == "RGB"
+
+
+def test_no_other_decoder_than_the_six_is_opened(tmp_path, monkeypatch):
+    """EPS would start Ghostscript, from the file or by a feature that the file names for a column of its own."""
+    buffer = io.BytesIO()
+    photograph("coffee").resize((8, 6)).save(buffer, format="EPS")
+    assert "image is damaged" in preferences.image_problem({"bytes": buffer.getvalue(), "path": None})
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
+    rows = [row | {"other": {"bytes": buffer.getvalue(), "path": None}} for row in our_rows(2)]
+    features = preferences.datasets.Features(preferences._features(rows[0]) | {"other": preferences.datasets.Image()})
+    preferences.datasets.Dataset.from_list(rows, features).to_parquet(tmp_path / "a.parquet")
+    assert preferences.load_source(tmp_path / "a.parquet")[0]["image"].size == (30, 20)
+
+
+def test_a_pairs_file_whose_image_is_only_a_path_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="an image has no bytes"):
+        preferences.read(write_upstream(tmp_path / "pairs.parquet", 1, image=path_image("/etc/passwd")))
+
+
+def test_a_stored_image_keeps_its_bytes_though_a_file_of_its_name_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = preferences.undecoded(preferences.load_source(write_upstream(tmp_path / "a.parquet", 1)))
+    (tmp_path / "astronaut.jpg").write_bytes(b"another")
+    preferences.write(rows, tmp_path / "pairs.parquet")
+    assert preferences.read(tmp_path / "pairs.parquet")[0]["image"].size == (64, 48)
+
+
+@pytest.mark.parametrize("n", [300, 100_000])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_early(tmp_path, n, monkeypatch):
+    """One dictionary value of 10 MB in 300 rows; very many rows of one byte, here with a lower limit."""
+    if n > 300:
+        monkeypatch.setattr(preferences, "UNPACKED", (2**20, 8))
+    value = pa.array([b"x" * (10_000_000 if n == 300 else 1)])
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), value)
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array(["a"]))
+    table = pa.table({"image": column, "question": texts, "chosen": texts, "rejected": texts})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table)
+    assert (tmp_path / "a.parquet").stat().st_size < 30_000
+    assert "unpack to over" in refusal(tmp_path / "a.parquet")
+    assert pa.default_memory_pool().max_memory() < 800_000_000
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("question", 3, "question holds int64"),
+        ("chosen", b"a cat", "chosen holds binary"),
+        ("rejected", ["a", "b"], "rejected holds list<"),
+        ("question_only", 3, "question_only holds int64"),
+        ("image_only", {"a": "b"}, "image_only holds struct<"),
+        ("is_noise_vision_biased", "False", "is_noise_vision_biased holds string"),
+        ("row_id", 0.5, "row_id holds double"),
+        ("image", 3, "image holds int64"),
+        ("image", [{"bytes": b"x", "path": None}], "image holds list<"),
+        ("image", ["x"], "image holds list<"),
+    ],
+)
+def test_a_column_of_another_type_is_named_with_its_type(tmp_path, column, value, told):
+    line = refusal(write_upstream(tmp_path / "a.parquet", 2, **{column: lambda i: value}))
+    assert f"a.parquet: {told}" in line and len(line.replace(str(tmp_path), "")) < 300
+
+
+def test_columns_of_nulls_are_empty_rows_and_not_a_traceback(tmp_path):
+    assert "row 1 (a.parquet:1) chosen is empty" in refusal(
+        write_upstream(tmp_path / "a.parquet", 2, chosen=lambda i: None)
+    )
+    assert "row 0 (a.parquet:0) no image" in refusal(write_upstream(tmp_path / "a.parquet", 2, image=lambda i: None))
+
+
+@pytest.mark.parametrize("column", ["question", "origin_dataset", "row_id"])
+def test_a_text_that_is_not_utf8_is_a_bad_row(tmp_path, column, capsys):
+    path = write_upstream(tmp_path / "a.parquet", 3, row_id=str)
+    table = pq.read_table(path)
+    bad = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index(column), column, bad), path)
+    assert f"1 bad row(s): row 1 (a.parquet:1) {column} is not UTF-8" in refusal(path)
+    assert len(preferences.load_source(path, bad_rows="drop")) == 2
+
+
+def test_the_later_of_rows_with_one_row_id_is_bad(tmp_path, capsys):
+    (tmp_path / "rows").mkdir()
+    write_upstream(tmp_path / "rows" / "a.parquet", 3, row_id=lambda i: f"r{i}")
+    write_upstream(tmp_path / "rows" / "b.parquet", 2, row_id=lambda i: f"r{2 * i}")
+    line = refusal(tmp_path / "rows")
+    assert "2 bad row(s): row 3 (b.parquet:0) row_id is that of row 0 too; row 4 (b.parquet:1) row_id is" in line
+    rows = preferences.load_source(tmp_path / "rows", bad_rows="drop")
+    assert list(rows["row_id"]) == ["r0", "r1", "r2"] and rows[2]["image"].size == (64, 48)
+
+
+def test_files_of_unlike_schemas_are_refused_and_empty_ones_left_out(tmp_path):
+    write_upstream(tmp_path / "a.parquet", 2)
+    table = pq.read_table(tmp_path / "a.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "b.parquet")
+    write_upstream(tmp_path / "c.parquet", 1, idx=lambda i: None)
+    assert len(preferences.load_source(tmp_path)) == 3
+    write_upstream(tmp_path / "d.parquet", 1, idx=int)
+    assert "d.parquet: column idx is " in refusal(tmp_path) and "in a.parquet" in refusal(tmp_path)
+    write_upstream(tmp_path / "d.parquet", 1, image_only=str)
+    assert "d.parquet: not all files have a column vision_biased" in refusal(tmp_path)
+    assert "no usable row" in refusal(tmp_path / "b.parquet")
+
+
+def test_a_pipe_or_device_as_data_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.parquet")
+    assert "a.parquet: no plain file" in refusal(tmp_path / "a.parquet")
+
+
+def test_terminal_codes_in_a_name_are_shown_not_obeyed(tmp_path):
+    line = refusal(write_upstream(tmp_path / "a.parquet", 1, image=path_image("\x1b[2J\u202egone.png")))
+    assert "\\x1b[2J\\u202egone.png is missing" in line and "\x1b" not in line

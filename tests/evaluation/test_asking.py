@@ -115,11 +115,55 @@ def test_a_line_cut_short_by_a_kill_is_asked_again(loaded, benchmark, tmp_path):
     assert sorted(keys) == sorted(answers)
 
 
-def test_a_damaged_log_is_refused(benchmark, tmp_path):
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"key": "7/a1"}\n')
-    with pytest.raises(BadInput, match="log.jsonl, line 1: damaged .*delete the file to ask all again"):
-        asking.ask(benchmark, never, GREEDY, log)
+@pytest.fixture(scope="module")
+def whole(loaded, folder, tmp_path_factory):
+    """(bytes of the log of all questions, the answers)."""
+    log = tmp_path_factory.mktemp("whole") / "log.jsonl"
+    answers = asking.ask(benchmarks.read("vlind", folder), lambda: loaded, GREEDY, log)
+    return log.read_bytes(), answers
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b'"answer": "', b'"answer": "not '),
+        lambda line: line.replace(b'"key": "', b'"key": "x'),
+        lambda line: line[:20] + bytes([line[20] ^ 128]) + line[21:],
+        lambda line: b'{"key": "7/a1"}\n',
+        lambda line: b"[]\n",
+        lambda line: b"\n",
+        lambda line: line[:-1],  # two lines in one
+    ],
+)
+def test_a_damaged_line_cuts_the_log_and_the_rest_is_asked_again(
+    whole, loaded, benchmark, tmp_path, monkeypatch, capsys, damage
+):
+    content, answers = whole
+    lines, log, asked = content.splitlines(keepends=True), tmp_path / "log.jsonl", []
+    log.write_bytes(b"".join([*lines[:4], damage(lines[4]), *lines[5:]]))
+    stock = generation.generate
+
+    def counts(model, processor, prompts, settings):
+        asked.extend(prompts)
+        return stock(model, processor, prompts, settings)
+
+    monkeypatch.setattr(generation, "generate", counts)
+    assert asking.ask(benchmark, lambda: loaded, GREEDY, log) == answers
+    assert log.read_bytes() == content and len(asked) == len(lines) - 4
+    assert "log.jsonl, line 5: cut short or damaged" in capsys.readouterr().out
+
+
+def test_any_flipped_bit_of_a_log_is_noticed(whole, tmp_path):
+    content, answers = whole
+    log, first = tmp_path / "log.jsonl", len(content.splitlines(keepends=True)[0])
+    for place in range(first):
+        log.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert asking.read_log(log) == {} and log.read_bytes() == b"", place
+
+
+def test_a_line_of_another_log_is_not_trusted(whole, tmp_path):
+    (tmp_path / "other.jsonl").write_bytes(whole[0])
+    assert asking.read_log(tmp_path / "other.jsonl") == {}
 
 
 def test_two_processes_do_not_share_a_log(loaded, benchmark, tmp_path):

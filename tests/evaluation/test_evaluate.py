@@ -20,6 +20,7 @@ from napo.engine import generation, models
 from napo.evaluation import asking, evaluate, scoring
 from napo.methods import KINDS, REJECTED_KINDS
 from napo.profiles import Cell
+from napo.workshop import artifacts
 from napo.workshop.files import BadInput, MissingArtifact
 
 COLUMNS = ["method", "base", "seed", "flip_rate", "benchmark", "metric", "example_id", "question_kind", "value"]
@@ -115,6 +116,7 @@ def test_an_adapter_that_does_nothing_is_refused(world):
     file = folder / "adapter" / "adapter_model.safetensors"
     silent = {name: w * (0 if "lora_B" in name else 1) for name, w in load_file(file).items()}
     save_file(silent, file)
+    artifacts.forget(folder / "adapter")  # or its record would tell that it changed
     with pytest.raises(BadInput, match="dpo_original-b0-s0-f0/adapter: the adapter loads and changes nothing"):
         evaluate.evaluate_cell(cell, profile, runs)
     assert not (folder / "scores.parquet").exists()

@@ -67,7 +67,7 @@ def test_every_notebook_that_reads_the_list_of_methods_takes_it(root):
     for name in ("03_train", "04_evaluate", "05_ablations"):
         text = (root / "notebooks" / f"{name}.ipynb").read_text()
         assert 'methods = \\"\\"' in text and ("methods=methods" in text or '\\"methods\\": methods' in text), name
-    assert '-p "methods=$(METHODS)"' in (root / "Makefile").read_text()
+    assert '--methods="$$NAPO_METHODS"' in (root / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napo.desk.scenes import from_json
-from napo.desk.truth import is_good
+from napo.desk.truth import judge
 from napo.engine import logps, models, preferences
 from napo.engine.preferences import BIASED
 from napo.noise import injected, reference_logps
@@ -36,7 +36,7 @@ def test_both_kinds_fall_on_the_rows_that_the_seed_draws(world):
     changed = np.array([any(new[kind] != old[kind] for kind in BIASED) for new, old in zip(leaked, rows, strict=True)])
     assert not flipped.any() and set(np.flatnonzero(changed)) <= set(np.flatnonzero(expected))
     for row in (leaked[i] for i in np.flatnonzero(expected)):
-        assert all(is_good(from_json(row["scene"]), row["question"], row[kind]) for kind in BIASED)
+        assert all(judge(from_json(row["scene"]), row["question"], row[kind]).good for kind in BIASED)
         assert all(row[f"is_noise_{kind}"] for kind in BIASED)
 
 

@@ -41,8 +41,9 @@ def test_the_tables_of_all_bases_are_read_as_one(tmp_path):
     assert noise_levels.read(PROFILES["paper"], tmp_path).empty
 
 
-def test_on_a_development_base_the_rate_of_language_biased_noise_is_found(tmp_path):
+def test_on_a_development_base_the_rate_of_language_biased_noise_is_found(tmp_path, monkeypatch):
     """End to end on 120 rows of a real base."""
+    monkeypatch.setattr(noise_levels, "RESAMPLES", 10)  # the intervals are not looked at
     profile = replace(PROFILES["smoke"], name="levels", bases=(100,), rows=120, heldout_rows=2)
     perturb.pairs(profile, 100, runs_dir=tmp_path)
     found = pd.read_parquet(noise_levels.table(profile, 100, tmp_path))

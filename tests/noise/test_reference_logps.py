@@ -194,9 +194,10 @@ def test_another_model_and_another_template_are_seen_when_the_store_is_read(worl
 
 def test_a_row_that_is_not_in_the_store_is_named(world):
     path = reference_logps.build(world[0], 0, world[1])
-    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    other = path.with_name("other.parquet")
+    pd.read_parquet(path).iloc[1:].to_parquet(other)
     with pytest.raises(BadInput, match=r"row file\.parquet:0 has no reference log-probs"):
-        loaded(world, path)
+        loaded(world, other)
 
 
 def test_cut_answers_are_counted_and_reported(world, capsys):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 
 from napo.commands.fetch import main
 from napo.official import fetch
@@ -22,15 +24,14 @@ BODY = bytes(range(256)) * 5000  # 1.28 MB
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`; knows ranges and ETags; `server.cut` bytes after which a connection is dropped, once."""
+    """Serves `server.files`; knows ranges; `server.cut` bytes after which a connection is dropped, once."""
 
     def do_GET(self):
         self.server.seen.append((self.path, self.headers.get("Range")))
         body = self.server.files.get(self.path)
         if body is None:
             return self.send_error(404)
-        tag = f'"{hashlib.md5(body).hexdigest()}"'
-        start = self.start_of_range(body, tag)
+        start = self.start_of_range(body)
         if start is None:
             self.send_response(416)
             self.send_header("Content-Length", "0")
@@ -39,16 +40,14 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
-        if self.server.tags:
-            self.send_header("ETag", tag)
         self.end_headers()
         cut, self.server.cut = self.server.cut, None
         self.wfile.write(body[start : start + cut] if cut else body[start:])
         self.close_connection = True
 
-    def start_of_range(self, body, tag):
-        asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-        if not asked or not self.server.ranges or (condition and condition != tag):
+    def start_of_range(self, body):
+        asked = self.headers.get("Range")
+        if not asked or not self.server.ranges:
             return 0
         start = int(asked.removeprefix("bytes=").partition("-")[0])
         return start if start < len(body) else None
@@ -58,9 +57,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def http(monkeypatch):
+    """Plain http is fetched too: the servers here have no certificate."""
+    monkeypatch.setattr(fetch, "SCHEMES", ("https://", "http://"))
+
+
+@pytest.fixture
+def server(http):
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.files, running.seen, running.cut, running.tags, running.ranges = {"/f": BODY}, [], None, True, True
+    running.files, running.seen, running.cut, running.ranges = {"/f": BODY}, [], None, True
     running.url = f"http://127.0.0.1:{running.server_port}"
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield running
@@ -93,9 +98,9 @@ def record(folder):
     return json.loads((folder / fetch.RECORD).read_text())
 
 
-def zipped(files):
+def zipped(files, method=zipfile.ZIP_STORED):
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    with zipfile.ZipFile(packed, "w", method) as archive:
         for name, text in files.items():
             archive.writestr(name, text)
     return packed.getvalue()
@@ -122,6 +127,9 @@ class TestOneFile:
         assert quiet([source(server)], tmp_path) == []
         assert record(tmp_path)["group/f"]["hash"] == "recorded on first fetch"
         assert record(tmp_path)["group/f"]["digest"] is None
+        assert (
+            quiet.said[-1] == f"  recorded sha256 {sha256().removeprefix('sha256:')}: later fetches must give the same"
+        )
 
     def test_what_is_there_is_not_fetched_again(self, server, quiet, tmp_path):
         for _ in range(2):
@@ -156,60 +164,53 @@ class TestOneFile:
 class TestResuming:
     def test_goes_on_within_one_run(self, server, quiet, tmp_path):
         server.cut = 1_000_000
-        assert quiet([source(server)], tmp_path) == []
+        assert quiet([source(server, sha256())], tmp_path) == []
         assert (tmp_path / "group/f").read_bytes() == BODY
         assert int(server.seen[1][1].strip("bytes=-")) > 900_000
         assert [path.name for path in (tmp_path / "group").iterdir()] == ["f"]
 
-    def interrupted(self, server, folder):
+    def interrupted(self, folder, n=1000):
         """A part as an interrupted run leaves it."""
-        (folder / "group").mkdir()
-        (folder / "group/f.part").write_bytes(BODY[:1000])
-        (folder / "group/f.part.etag").write_text(f'"{hashlib.md5(BODY).hexdigest()}"')
+        (folder / "group").mkdir(exist_ok=True)
+        (folder / "group/f.part").write_bytes((BODY * 2)[:n])
 
     def test_goes_on_in_the_next_run(self, server, quiet, tmp_path):
-        self.interrupted(server, tmp_path)
-        assert quiet([source(server)], tmp_path) == []
+        self.interrupted(tmp_path)
+        assert quiet([source(server, sha256())], tmp_path) == []
         assert server.seen == [("/f", "bytes=1000-")] and (tmp_path / "group/f").read_bytes() == BODY
 
-    def test_starts_anew_if_the_file_has_changed(self, server, quiet, tmp_path):
-        self.interrupted(server, tmp_path)
+    def test_a_part_of_another_file_is_noticed(self, server, quiet, tmp_path):
+        self.interrupted(tmp_path)
         server.files["/f"] = BODY[::-1]
-        assert quiet([source(server)], tmp_path) == []
-        assert (tmp_path / "group/f").read_bytes() == BODY[::-1]
+        wanted = source(server, sha256(BODY[::-1]))
+        assert quiet([wanted], tmp_path) == [wanted] and "is not the known file" in quiet.said[-1]
+        assert quiet([wanted], tmp_path) == [] and (tmp_path / "group/f").read_bytes() == BODY[::-1]
 
     def test_starts_anew_at_a_server_without_ranges(self, server, quiet, tmp_path):
-        self.interrupted(server, tmp_path)
+        self.interrupted(tmp_path)
         server.ranges = False
-        assert quiet([source(server)], tmp_path) == []
+        assert quiet([source(server, sha256())], tmp_path) == []
         assert (tmp_path / "group/f").read_bytes() == BODY
 
-    def test_without_etag_only_what_will_be_verified_is_continued(self, server, quiet, tmp_path):
-        server.tags = False
-        self.interrupted(server, tmp_path)
-        (tmp_path / "group/f.part.etag").unlink()
-        assert quiet([source(server)], tmp_path) == [] and server.seen == [("/f", None)]
-        other = tmp_path / "other"
-        other.mkdir()
-        self.interrupted(server, other)
-        (other / "group/f.part.etag").unlink()
-        assert quiet([source(server, sha256())], other) == [] and server.seen[1] == ("/f", "bytes=1000-")
+    def test_without_a_hash_nothing_is_continued(self, server, quiet, tmp_path):
+        self.interrupted(tmp_path)
+        server.cut = 1_000_000
+        assert quiet([source(server)], tmp_path) == [] and server.seen == [("/f", None)] * 2
+        assert (tmp_path / "group/f").read_bytes() == BODY
 
     def test_a_part_longer_than_the_file(self, server, quiet, tmp_path):
-        self.interrupted(server, tmp_path)
-        server.files["/f"] = BODY[:10]
-        (tmp_path / "group/f.part.etag").write_text(f'"{hashlib.md5(BODY[:10]).hexdigest()}"')
-        assert quiet([source(server)], tmp_path) == []
-        assert (tmp_path / "group/f").read_bytes() == BODY[:10]
+        self.interrupted(tmp_path, len(BODY) + 10)
+        assert quiet([source(server, sha256())], tmp_path) == []
+        assert (tmp_path / "group/f").read_bytes() == BODY
 
     def test_gives_up_in_one_line_and_keeps_the_part(self, server, tmp_path, monkeypatch):
         monkeypatch.setattr(fetch, "TRIES", 1)
         server.cut = 500_000
         with pytest.raises(BadInput, match="run the same command again to go on"):
-            fetch.download(f"{server.url}/f", tmp_path / "f")
+            fetch.download(f"{server.url}/f", tmp_path / "f", resume=True)
         assert (tmp_path / "f.part").stat().st_size > 400_000 and not (tmp_path / "f").exists()
 
-    def test_nobody_there(self, tmp_path):
+    def test_nobody_there(self, http, tmp_path):
         with pytest.raises(BadInput, match="ConnectionError"):
             fetch.download("http://127.0.0.1:9/f", tmp_path / "f")
 
@@ -227,9 +228,9 @@ class TestArchives:
         assert quiet([packed], tmp_path) == [] and len(server.seen) == 2
 
     def test_changed_archive_is_refused(self, server, quiet, tmp_path):
-        server.files["/f.zip"] = zipped({"a/x.json": "1"})
-        packed = Source("group", "group", "CC0", url=f"{server.url}/f.zip", members=("a/*",))
-        quiet([packed], tmp_path)
+        server.files["/f.zip"] = body = zipped({"a/x.json": "1"})
+        packed = Source("group", "group", "CC0", url=f"{server.url}/f.zip", members=("a/*",), digest=sha256(body))
+        assert quiet([packed], tmp_path) == []
         server.files["/f.zip"] = zipped({"a/x.json": "2"})
         (tmp_path / "group/a/x.json").unlink()
         assert quiet([packed], tmp_path) == [packed] and not (tmp_path / "group/a/x.json").exists()
@@ -250,12 +251,159 @@ def test_listed_images(server, quiet, tmp_path):
     fields = {"listed_in": "group/list.json", "name_field": "image_id", "url_field": "image_src"}
     images = Source("group", "group/images", "each its own", kind="images", **fields)
     assert quiet([listed, images], tmp_path) == [images]
-    assert "1 of 3 images of group/images" in quiet.said[-1] and "/3: status 404" in quiet.said[-1]
+    assert "1 of 3 images of group/images" in quiet.said[-1] and "/3': status 404" in quiet.said[-1]
     assert (tmp_path / "group/images/i0.png").read_bytes() == b"one"
     assert (tmp_path / "group/images/i1.jpg").read_bytes() == b"two"
     server.files["/3"] = b"three"
     server.seen.clear()
     assert quiet([listed, images], tmp_path) == [] and [path for path, _ in server.seen] == ["/3"]
+
+
+class TestHostile:
+    """Whatever an address, a list or an archive says: one line, nothing outside the folder, the other sources go on."""
+
+    def refusal(self, quiet, folder, source):
+        """The line for a source that is refused, while another one is fetched; and all files that are there."""
+        good = Source("group", "good", "CC0", url=source.url.rpartition("/")[0] + "/good")
+        assert quiet([source, good], folder / "data") == [source]
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        (line,) = [line for line in quiet.said if "not fetched" in line]
+        assert len(line) < 300 and "\n" not in line
+        return line, files - {"data/good", "data/SOURCES.json"}
+
+    @pytest.fixture(autouse=True)
+    def good(self, server):
+        server.files["/good"] = b"good"
+
+    def test_only_https_also_after_a_redirection(self, quiet, tmp_path, monkeypatch):
+        asked = []
+
+        def send(adapter, request, **more):
+            asked.append(request.url)
+            reply = requests.Response()
+            reply.status_code, reply.url, reply.raw, reply.request = 302, request.url, io.BytesIO(), request
+            reply.headers["Location"] = "http://example.org/f"
+            return reply
+
+        monkeypatch.setattr(fetch, "SCHEMES", ("https://",))
+        monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+        for scheme in ("http", "https", "ftp", "file"):
+            with pytest.raises(BadInput, match="only https is fetched"):
+                fetch.download(f"{scheme}://example.org/f", tmp_path / "f")
+        assert asked == ["https://example.org/f"] and not list(tmp_path.iterdir())
+
+    def test_no_login_of_netrc(self, server, tmp_path, monkeypatch):
+        (tmp_path / ".netrc").write_text("default login me password other\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+        with fetch.session() as web:
+            sent = web.get(f"{server.url}/f").request
+        assert "Authorization" not in sent.headers
+
+    @pytest.mark.parametrize("address", ["https://[::1", "https://a:b/f", "https://", "", f"https://{'a' * 70}.b/f"])
+    def test_addresses(self, tmp_path, address):
+        with pytest.raises(BadInput):
+            fetch.download(address, tmp_path / "f")
+
+    def test_more_than_the_limit(self, server, tmp_path):
+        with pytest.raises(BadInput, match="more than 1,000 bytes"):
+            fetch.download(f"{server.url}/f", tmp_path / "f", limit=1000)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("../../../evil", "no file name inside"),
+            ("/etc/evil", "no file name inside"),
+            ("a/../../evil", "no file name inside"),
+            ("C:\\evil", "no file name inside"),
+            ("..\\evil", "no file name inside"),
+            ("C:evil", "no file name inside"),
+            ("a\x00b", "no file name inside"),
+            ("a\x1b[2J", "no file name inside"),
+            ("\ud800", "no file name inside"),
+            ("", "no file name inside"),
+            ("n" * 300, "too long"),
+            ("n/" * 3000 + "n", "too long"),
+            ("out/evil", "leads out of"),
+        ],
+    )
+    def test_names(self, server, quiet, tmp_path, name, said):
+        (tmp_path / "data/group").mkdir(parents=True)
+        (tmp_path / "data/group/out").symlink_to(tmp_path)
+        server.files["/list"] = json.dumps([{"image_id": name, "image_src": f"{server.url}/f"}]).encode()
+        fetch.download(f"{server.url}/list", tmp_path / "data/list.json")
+        fields = {"listed_in": "list.json", "name_field": "image_id", "url_field": "image_src"}
+        images = Source("group", "group", "?", kind="images", url=f"{server.url}/", **fields)
+        line, files = self.refusal(quiet, tmp_path, images)
+        assert said in line and files == {"data/list.json"}
+        if name and "\x00" not in name and name.isascii():
+            quiet.said.clear()
+            server.files["/f.zip"] = zipped({name: "evil", "good": "1"})
+            line, files = self.refusal(
+                quiet, tmp_path, Source("group", "group", "?", url=f"{server.url}/f.zip", members=("*",))
+            )
+            assert said in line and files == {"data/list.json", "data/group/f.zip"}
+
+    def changed(self, body, **fields):
+        """The archive with other fields in its only entry."""
+        (item,) = zipfile.ZipFile(io.BytesIO(body)).infolist()
+        central = body.index(b"PK\x01\x02")
+        for name, value in fields.items():
+            place, form = {"flags": (8, "<H"), "method": (10, "<H"), "size": (24, "<L"), "mode": (38, "<L")}[name]
+            body = body[: central + place] + struct.pack(form, value) + body[central + place + struct.calcsize(form) :]
+        return body
+
+    def test_archives(self, server, quiet, tmp_path):
+        body, bomb = zipped({"x": "evil"}), zipped({"x": "\0" * 10_000_000}, zipfile.ZIP_DEFLATED)
+        bz2 = zipped({"x": "evil"}, zipfile.ZIP_BZIP2)
+        attacks = {
+            "encrypted": self.changed(body, flags=1),
+            "by method 99": self.changed(body, method=99),
+            "by method 12": bz2,
+            "a link or device": self.changed(body, mode=0o120777 << 16),
+            "would unpack to 10,000,000 bytes": bomb,
+            "no whole archive": self.changed(bomb, size=1000),  # it states less than it holds
+            "no whole archive ": body[:-10],
+            "no whole archive (Bad CRC-32": body.replace(b"evil", b"live"),
+            "cannot unpack": zipped({"x": "1", "x/y": "2"}),
+        }
+        fetch.UNPACKED, fetch.SPARE, kept = 20, 1000, (fetch.UNPACKED, fetch.SPARE)
+        try:
+            for said, server.files["/f.zip"] in attacks.items():
+                quiet.said.clear()
+                packed = Source("group", "group", "?", url=f"{server.url}/f.zip", members=("*",))
+                line, files = self.refusal(quiet, tmp_path, packed)
+                assert said.strip() in line and files <= {"data/group/f.zip"}, (said, line, files)
+        finally:
+            fetch.UNPACKED, fetch.SPARE = kept
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "[",
+            "{}",
+            "[1]",
+            "[[]]",
+            '[{"image_id": 1, "image_src": "https://x"}]',
+            "\xff",
+            "",
+            "[" * 100_000,
+            '[{"image_id": "x", "image_src": "https://[x"}]',
+            '[{"image_id": null}]',
+        ],
+    )
+    def test_lists(self, server, quiet, tmp_path, body):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/list.json").write_bytes(body.encode("latin-1"))
+        fields = {"listed_in": "list.json", "name_field": "image_id", "url_field": "image_src"}
+        images = Source("group", "group", "?", kind="images", url=f"{server.url}/", **fields)
+        assert self.refusal(quiet, tmp_path, images)[1] == {"data/list.json"}
+
+    @pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"files": 1, "digest": null}}', "{", '{"a":' * 100_000])
+    def test_a_damaged_record(self, tmp_path, capsys, text):
+        (tmp_path / fetch.RECORD).write_text(text)
+        assert main(["--to", str(tmp_path)], []) == 2
+        assert fetch.RECORD in capsys.readouterr().err
 
 
 def test_by_hand_is_said(quiet, tmp_path):
@@ -287,7 +435,11 @@ class TestTable:
         command = [sys.executable, "-m", "napo", "fetch", "--list", "amber", "nltk"]
         said = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60).stdout.splitlines()
         assert len(said) == 9 and {line.split()[0] for line in said} == {"amber", "nltk"}
-        assert "Apache-2.0; sha256 known" in said[0] and any("hash not known" in line for line in said)
+        assert "Apache-2.0; sha256 known" in said[0]
+
+    def test_every_file_has_an_https_address_and_a_hash(self):
+        files = [entry for entry in TABLE if entry.kind == "file"]
+        assert len(files) > 10 and all(entry.url.startswith("https://") and entry.digest for entry in files)
 
     def test_large_only_when_asked(self, capsys):
         main(["--list", "coco"])
@@ -303,8 +455,8 @@ class TestTable:
         arguments = ["--to", str(tmp_path)]
         assert main(arguments, [source(server)]) == 0
         assert "all there" in capsys.readouterr().out
-        assert main(arguments, [Source("group", "g", "CC0", url=f"{server.url}/gone")]) == 1
-        assert capsys.readouterr().err.count("\n") == 1
+        assert main(arguments, [Source("group", "g", "CC0", url=f"{server.url}/gone"), source(server)]) == 2
+        assert capsys.readouterr().err == "error: 1 of 2 sources are missing (g): run again to go on from here\n"
 
 
 class HubHandler(BaseHTTPRequestHandler):

@@ -1,10 +1,17 @@
 """Judges of MMHal-Bench, against a server on the loopback address and a tiny model."""
 
+import base64
+import html
 import json
+import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,7 +51,7 @@ def server():
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.server.seen.append((self.path, self.headers.get("Authorization"), body))
             status, value = self.server.reply(body)
-            text = json.dumps(value).encode()
+            text = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -150,11 +157,63 @@ class TestEndpoint:
         assert len(server.seen) == (2 if status == 503 else 1)
         assert not (tmp_path / "r.json").exists()
 
-    def test_a_key_that_no_header_can_hold(self, server, prompts, tmp_path, monkeypatch):
-        monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n\u20ac")
-        with pytest.raises(BadInput) as caught:
-            self.run(server, prompts, tmp_path / "r.json", tries=1)
-        assert KEY not in str(caught.value)
+    @pytest.mark.parametrize("key", [KEY + "\n", KEY + "\u20ac", KEY + "\u00e9", KEY + " x", "\x00" + KEY])
+    def test_a_key_that_no_header_can_hold_is_refused_at_once(self, server, monkeypatch, key):
+        monkeypatch.setattr(judge.os, "environ", {"OPENAI_API_KEY": key})
+        with pytest.raises(BadInput, match="the key in OPENAI_API_KEY has") as caught:
+            Endpoint(server.url, "m")
+        assert KEY not in str(caught.value) and "\n" not in str(caught.value) and not server.seen
+
+    def test_a_login_of_netrc_is_not_sent(self, server, prompts, tmp_path, monkeypatch):
+        (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password other\ndefault login me password other\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+        for key in ("", KEY):
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            for encrypted in (False, True):  # True: as for https, where requests looks into the environment
+                judge_there = Endpoint(server.url, "m")
+                judge_there.encrypted = encrypted
+                judge_there.ask(prompts[0])
+        assert [seen[1] for seen in server.seen] == [None, None, f"Bearer {KEY}", f"Bearer {KEY}"]
+
+    def test_no_proxy_of_the_environment_sees_plain_http(self, server, prompts, monkeypatch):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert Endpoint(server.url, "m", tries=1).ask(prompts[0])
+
+    def test_the_key_is_removed_in_every_spelling(self, server, prompts, monkeypatch):
+        key = "sk-a/b+c=d%e&f<Zz0123>~x?"
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        coded = base64.b64encode
+        spelled = [
+            key,
+            key.upper(),
+            json.dumps(key)[1:-1].replace("/", "\\/"),
+            "".join(f"\\u{ord(c):04x}" for c in key),
+            "".join(f"\\\\u{ord(c):04X}" for c in key),
+            quote(key),
+            quote(quote(key, safe="")),
+            "".join(f"%{ord(c):02x}" for c in key),
+            html.escape(key),
+            "".join(f"&#{ord(c)};" for c in key),
+            key.encode().hex(),
+            *(coded(text.encode()).decode() for text in (key, f"me:{key}", f"{key}!", f"x{key}yz")),
+            base64.urlsafe_b64encode(key.encode()).decode(),
+            quote(coded(key.encode()).decode(), safe=""),
+        ]
+        for one in spelled:
+            server.reply = lambda body, one=one: (200, completion(f"Rating: 4 ({one})", model=f"m {one}"))
+            said = json.dumps(Endpoint(server.url, "m").ask(prompts[0]))
+            assert "[key]" in said and said.count("[key]") == 2, one
+            core = coded(key.encode()).decode()[4:-6]
+            assert not re.search("|".join(map(re.escape, (key, key.encode().hex(), core))), said, re.IGNORECASE), one
+            server.reply = lambda body, one=one: (400, {"error": one})
+            with pytest.raises(BadInput, match="status 400") as caught:
+                Endpoint(server.url, "m").ask(prompts[0])
+            assert "[key]" in str(caught.value), one
+
+    def test_a_dummy_key_changes_no_review(self, server, prompts, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "4")
+        assert "Rating: 4" in json.dumps(Endpoint(server.url, "m").ask(prompts[0]))
 
     def test_goes_on_where_it_stopped(self, server, prompts, tmp_path):
         server.reply = lambda body: (200, completion("Rating: 4")) if len(server.seen) <= 10 else (400, {})
@@ -179,7 +238,7 @@ class TestEndpoint:
         server.reply = lambda body: (429, {}) if len(server.seen) % 3 else (200, completion("Rating: 5"))
         assert self.run(server, prompts, tmp_path / "r.json").summary["score"] == 5
 
-    @pytest.mark.parametrize("value", [{}, {"choices": []}, completion(None), []])
+    @pytest.mark.parametrize("value", [{}, {"choices": []}, completion(None), [], "x", b"[" * 100_000, b"{", b"\xff"])
     def test_replies_without_text(self, server, prompts, tmp_path, value):
         server.reply = lambda body: (200, value)
         with pytest.raises(BadInput, match="no text at choices"):
@@ -189,8 +248,41 @@ class TestEndpoint:
         with pytest.raises(BadInput, match="not reached"):
             Endpoint("http://127.0.0.1:9", "m", tries=2, wait=0).ask(prompts[0])
 
-    @pytest.mark.parametrize("url", ["127.0.0.1", "ftp://x/v1", "http://user:key@x/v1", "http://x/v1?key=1"])
-    def test_addresses_hold_no_secrets(self, url):
+    def test_endless_replies_are_refused(self, server, prompts, monkeypatch):
+        monkeypatch.setattr(judge, "LONGEST", 1000)
+        server.reply = lambda body: (200, completion("x" * 2000))
+        with pytest.raises(BadInput, match="more than 1,000 bytes"):
+            Endpoint(server.url, "m").ask(prompts[0])
+        assert len(server.seen) == 1
+
+    def test_a_refusal_steers_no_terminal(self, server, prompts):
+        server.reply = lambda body: (400, b"\x1b[2J\r\nbad")
+        with pytest.raises(BadInput) as caught:
+            Endpoint(server.url, "m").ask(prompts[0])
+        assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("line", ["[]", "1", '{"judge": 1}', "[" * 100_000])
+    def test_damaged_lines_of_an_interrupted_run_are_asked_again(self, server, prompts, tmp_path, line):
+        (tmp_path / "r.json.partial").write_text(line + "\n")
+        assert self.run(server, prompts, tmp_path / "r.json").summary["score"] == 4
+
+    @pytest.mark.parametrize("url", ["http://example.org/v1", "http://127.0.0.1.example.org", "http://10.0.0.1:80/v1"])
+    def test_plain_http_goes_to_this_machine_only_unless_asked_for(self, url):
+        with pytest.raises(BadInput, match="plain http.* use https, or --allow-http"):
+            Endpoint(url, "m")
+        assert Endpoint(url, "m", allow_http=True).host in url
+        for own in ("http://localhost:1/v1", "http://127.0.0.2/v1", "http://[::1]:8000/v1", "https://example.org/v1"):
+            Endpoint(own, "m")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *("127.0.0.1", "ftp://x/v1", "http://user:key@x/v1", "http://x/v1?key=1", "https://x/v1#key", "https://@x"),
+            *("http://[::1", "https://", "https://x:99999/v1", "https://x:y/v1", "https://[/v1", "https://.x./", ""),
+            *("https://\ud800/v1", f"https://{'a' * 70}.org/v1", "https://a..b/v1"),
+        ],
+    )
+    def test_addresses_hold_no_secrets_and_are_ones(self, url):
         with pytest.raises(BadInput, match="keys come from the environment") as caught:
             Endpoint(url, "m")
         assert "user" not in str(caught.value).replace("user, password", "")
@@ -225,9 +317,39 @@ class TestLocalChat:
         assert replies[0] == local.ask(prompts[0])["choices"][0]["message"]["content"] != ""
         assert not any("Rate it" in reply for reply in replies)  # the prompt is no part of the reply
 
-    def test_no_such_model(self, prompts, tmp_path):
-        with pytest.raises(BadInput, match="cannot load judge"):
-            LocalChat(str(tmp_path / "none")).ask(prompts[0])
+    def test_no_such_model_or_device(self, folder, prompts, tmp_path):
+        for local in (LocalChat(str(tmp_path / "none")), LocalChat(str(folder), device="junk")):
+            with pytest.raises(BadInput, match="cannot load the model"):
+                local.ask(prompts[0])
+
+    def changed(self, folder, place, **config):
+        shutil.copytree(folder, place)
+        known = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(known | config))
+        return LocalChat(str(place))
+
+    def test_its_files_run_nothing_and_open_no_pickle(self, folder, prompts, tmp_path, monkeypatch):
+        monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asked on standard input"))
+        monkeypatch.setattr(torch, "load", lambda *asked, **more: pytest.fail("a pickle was opened"))
+        own = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+        with pytest.raises(BadInput, match="code of its own, which is never run"):
+            self.changed(folder, tmp_path / "code", model_type="evil", auto_map=own).ask(prompts[0])
+        local = self.changed(folder, tmp_path / "pickle")
+        weights = load_file(tmp_path / "pickle/model.safetensors")
+        (tmp_path / "pickle/model.safetensors").unlink()
+        torch.save(weights, tmp_path / "pickle/pytorch_model.bin")
+        with pytest.raises(BadInput, match="no file named model.safetensors"):
+            local.ask(prompts[0])
+        few = dict(list(weights.items())[1:])
+        save_file(few, tmp_path / "pickle/model.safetensors", {"format": "pt"})
+        with pytest.raises(BadInput, match="1 weights are missing"):
+            local.ask(prompts[0])
+
+    def test_a_chat_template_that_fails(self, folder, prompts):
+        local = LocalChat(str(folder))
+        local._loaded[1].chat_template = "{{ 1 / 0 }}"
+        with pytest.raises(BadInput, match="its chat template fails .division by zero"):
+            local.ask(prompts[0])
 
 
 class TestExchange:
@@ -258,8 +380,8 @@ class TestExchange:
             (lambda replies: replies.append(replies[3]), "item 3 is there twice"),
             (lambda replies: replies.append({"item": 96, "text": "x"}), "item 96 is unknown"),
             (lambda replies: replies[0].update(prompt_sha256="old"), "reviews another prompt than item 0"),
-            (lambda replies: replies[0].update(text=None), "'text' is null"),
-            (lambda replies: replies[0].update(item="0"), "'item' is text"),
+            (lambda replies: replies[0].update(text=None), "'text' is"),
+            (lambda replies: replies[0].update(item="0"), "'item' is"),
         ],
     )
     def test_wrong_replies(self, prompts, change, problem):
@@ -267,6 +389,20 @@ class TestExchange:
         change(replies)
         with pytest.raises(BadInput, match=problem):
             judge.read_replies(replies, prompts, "x", "hash")
+
+    def test_a_folder_is_never_replaced_and_urls_are_checked_by_the_command_too(
+        self, items, answers, write, tmp_path, capsys
+    ):
+        arguments = ["--answers", write("a.jsonl", answers), "--items", write("i.json", items)]
+        arguments += ["--template", write("t.txt", TEMPLATE)]
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious/x").write_text("x")
+        assert self.run("write", *arguments, "--out", tmp_path / "precious") == 2
+        assert (tmp_path / "precious/x").read_text() == "x"
+        for url in ("http://[::1", "http://example.org/v1", "http://127.0.0.1:9/\x1b[2J"):
+            judged = [*arguments, "--model", "m", "--out", "/dev/null/r.json", "--url", url]
+            capsys.readouterr()
+            assert self.run("endpoint", *judged) == 2 and capsys.readouterr().err.count("\n") == 1
 
     def test_refused_in_one_line(self, items, answers, write, capsys):
         arguments = ["write", "--answers", write("a.jsonl", answers[:5]), "--items", write("i.json", items)]

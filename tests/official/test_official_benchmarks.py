@@ -133,7 +133,7 @@ def test_objhal_of_the_published_index_has_its_300_questions(shared, tmp_path):
         place.parent.mkdir(exist_ok=True)
         place.touch()
     benchmark = benchmarks.read("objhal", folder)
-    assert [q.text for q in benchmark.questions] == [row["question"] for row in rows] and benchmark.n_examples == 300
+    assert [q.text for q in benchmark.questions] == [row["question"] for row in rows] and benchmark.n_generative == 300
 
 
 @pytest.mark.parametrize(("task", "ids"), [("g", [1, 2]), ("d", [3]), ("a", [1, 2, 3])])
@@ -209,7 +209,7 @@ def test_pope_keeps_its_splits_apart(tmp_path):
 @pytest.mark.parametrize("name", benchmarks.NAMES)
 def test_a_limit_takes_the_first_examples(tmp_path, name):
     whole, first = asked(name, tmp_path), asked(name, tmp_path, limit=1)
-    assert first.n_examples == (3 if name == "pope" else 1) < whole.n_examples
+    assert first.n_generative == (3 if name == "pope" else 1) < whole.n_generative
     assert set(first.questions) < set(whole.questions)
     filled(first)
 

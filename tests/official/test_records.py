@@ -22,8 +22,8 @@ def test_chunks_come_in_the_order_of_their_numbers(write):
 
 def test_records_remember_where_they_stood(write):
     found = read_predictions(write("a.jsonl", '{"id": 1}\n\n{"id": 2}\n'))
-    assert records.where(found, 1).endswith("a.jsonl, line 3")
-    assert records.where([{}, {}], 1) == "record 1"
+    assert str(records.fault(found, 1, "odd")).endswith("a.jsonl, line 3: odd")
+    assert str(records.fault([{}, {}], 1, "odd")) == "record 1: odd"
 
 
 def test_other_files_of_a_folder_are_named(write):

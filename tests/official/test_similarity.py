@@ -69,7 +69,9 @@ def test_without_spacy(monkeypatch):
         similarity.get("spacy")
 
 
-@pytest.mark.parametrize("vectors", [{"a": "x"}, {"a": [1], "b": [1, 2]}, {"a": 1}, [], "{"])
+@pytest.mark.parametrize(
+    "vectors", [{"a": "x"}, {"a": [1], "b": [1, 2]}, {"a": 1}, {"a": [10**400]}, [], "{", "[" * 100_000]
+)
 def test_damaged_tables(write, vectors):
     with pytest.raises(BadInput, match="vectors.json"):
         similarity.get(f"table:{write('vectors.json', vectors)}")

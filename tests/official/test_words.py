@@ -29,7 +29,7 @@ def test_lemmas_equal_nltks_lemmatizer(shared):
     wordnet = shared / "nltk_data" / "corpora" / "wordnet"
     forms = set((wordnet / "noun.exc").read_text().split())
     forms |= {line.split()[0] for line in (wordnet / "index.noun").open() if not line.startswith(" ")}
-    sample = random.Random(0).sample(sorted(forms), 5000)
+    sample = random.Random(0).sample(sorted(forms), 1000)
     forms |= {form + ending for form in sample for ending in ("s", "es", "ses", "ies", "ves", "men", "'s", "")}
     forms |= {form.upper() for form in sample} | {"", "'", "``", "less", "us", "men", "vases"}
     official, ours = WordNetLemmatizer().lemmatize, words._lemma()
@@ -54,12 +54,12 @@ def test_tokens_as_in_nltk_3_9():
 
 def test_missing_data_is_one_line(tmp_path):
     script = "from napo.official import words; from napo.workshop.files import BadInput\n"
-    script += "try: words.{}('a')\nexcept BadInput as e: print(e)"
+    script += "for found in (words.lemmas, words.nouns):\n    try: found('a')\n    except BadInput as e: print(e)"
     environment = os.environ | {"NLTK_DATA": str(tmp_path), "HOME": str(tmp_path)}
-    for name, data in (("lemmas", "corpora/wordnet"), ("nouns", "corpora/wordnet")):
-        command = [sys.executable, "-c", script.format(name)]
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60).stdout
-        assert said == f"NLTK data {data} not found: run make data, or set NLTK_DATA to the folder with it\n"
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60).stdout
+    line = "NLTK data corpora/wordnet not found: run make data, or set NLTK_DATA to the folder with it\n"
+    assert said == 2 * line
 
 
 def test_without_nltk():

@@ -156,6 +156,26 @@ def test_upstream_rows_without_their_biased_answer_are_dropped_with_a_count(tmp_
     assert "2 rows dropped" in capsys.readouterr().out
 
 
+def test_rows_that_the_model_cannot_take_are_found_before_anything_is_generated(monkeypatch, tmp_path, counted):
+    questions = {2: "what is <image> ?", 5: "long " * 80}
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: questions.get(i, f"what is {i}?"))
+    profile = make_profile(tmp_path)
+    profile = dataclasses.replace(profile, training=dataclasses.replace(profile.training, max_length=200))
+    with pytest.raises(BadInput, match="2 bad row") as bad:
+        perturb.pairs(profile, 0, runs_dir=tmp_path / "runs")
+    assert "row 2 (data.parquet:2) question contains <image>" in str(bad.value) and not counted
+    assert "row 5 (data.parquet:5) the prompt has" in str(bad.value) and "the limit is 200" in str(bad.value)
+    pairs = preferences.read(perturb.pairs(profile, 0, runs_dir=tmp_path / "runs", bad_rows="drop"))
+    assert list(pairs["row_id"]) == [f"data.parquet:{i}" for i in (0, 1, 3, 4, 6, 7)]
+
+
+def test_an_answer_that_spells_a_special_token_is_dropped(monkeypatch, tmp_path, capsys):
+    fake_generate(monkeypatch, lambda row: "an <image>" if row["row_id"].endswith("1") else "bear", "")
+    write_upstream(tmp_path / "data.parquet", 8, question=lambda i: f"what is {i}?")
+    assert len(preferences.read(perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs"))) == 7
+    assert "1 rows dropped" in capsys.readouterr().out
+
+
 def test_only_the_missing_kind_is_generated(tmp_path, counted):
     write_upstream(tmp_path / "data.parquet", 8, question_only=lambda i: f"prior {i}")
     pairs = preferences.read(perturb.pairs(make_profile(tmp_path), 0, runs_dir=tmp_path / "runs"))

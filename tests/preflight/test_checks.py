@@ -1,6 +1,7 @@
 """What is found before any work: each in one line with a remedy, and what is fine passes without a word."""
 
 import json
+import os
 import re
 import types
 from dataclasses import replace
@@ -191,6 +192,18 @@ def test_commits_of_the_first_use_are_recorded_shown_with_licence_and_used_again
     assert asked.revision == "v1" and ("model", profile.model, "v1") in fake.asked
 
 
+@pytest.mark.parametrize("text", ["", '{"model', "[1]", "null"])
+def test_a_damaged_record_of_commits_is_made_again(on_hub, tmp_path, text, capsys):
+    on_hub()
+    profile = profiles.get("paper", device="cpu")
+    checks.prepared(profile, tmp_path)
+    whole = (tmp_path / "paper" / "revisions.json").read_bytes()
+    (tmp_path / "paper" / "revisions.json").write_text(text)
+    capsys.readouterr()
+    assert checks.prepared(profile, tmp_path).revision == COMMIT and COMMIT[:12] in capsys.readouterr().out
+    assert (tmp_path / "paper" / "revisions.json").read_bytes() == whole
+
+
 def test_too_little_disk_is_found_before_the_download(on_hub, tmp_path):
     on_hub(files={"model.safetensors": 2**60, "a.parquet": 1})
     line = refusal(checks.prepared, profiles.get("paper", device="cpu"), tmp_path)
@@ -236,7 +249,7 @@ def test_a_mapped_copy_is_as_large_as_the_file_it_is_of(tmp_path, monkeypatch):
     monkeypatch.setattr(preferences, "IN_MEMORY", 0)
     monkeypatch.setattr(preferences.datasets.config, "HF_DATASETS_CACHE", tmp_path / "copies")
     file = write_upstream(tmp_path / "a.parquet", 8, note=lambda i: "")
-    rows = preferences.from_files([file])
+    rows = preferences.load_source(file).cast_column("image", preferences.datasets.Image(decode=False))
     copied = sum(Path(cached["filename"]).stat().st_size for cached in rows.cache_files)
     assert copied == pytest.approx(8 / len({r["image"]["path"] for r in rows}) * file.stat().st_size, rel=0.2)
 
@@ -272,6 +285,9 @@ def test_a_half_downloaded_shard_is_never_used(tmp_path):
     write_json({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}, folder / checks.SHARDS_INDEX)
     (folder / "model-1.safetensors").write_bytes(whole)
     assert "model-2.safetensors missing" in refusal(checks.check_weights, folder)
+    for damaged in ("[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 7}}', '{"weight_map": {"a": "../b"}}'):
+        (folder / checks.SHARDS_INDEX).write_text(damaged)
+        assert "does not list the model's files: get the model again" in refusal(checks.check_weights, folder)
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(checks.check_weights, folder)
 
@@ -282,6 +298,8 @@ def test_local_rows_that_are_missing_cut_short_or_no_pairs_are_found_before_any_
     assert "empty: no parquet file in this folder" in refusal(checks.is_here, tmp_path / "empty", "dataset")
     file = write_upstream(tmp_path / "two" / "x.parquet", 2) if (tmp_path / "two").mkdir() is None else None
     assert checks.is_here(file, "dataset") and checks.is_here(file.parent, "dataset")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "pipe.parquet is no plain file" in refusal(checks.is_here, tmp_path / "pipe.parquet", "dataset")
     whole = file.read_bytes()
     for cut in (0, 3, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:cut])

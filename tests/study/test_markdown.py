@@ -1,4 +1,4 @@
-"""napo.study.markdown: numbers as text."""
+"""napo.study.markdown: numbers and foreign texts."""
 
 import pytest
 
@@ -18,3 +18,23 @@ from napo.study import markdown
 )
 def test_numbers_as_text(arguments, text):
     assert markdown.number(*arguments) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<script>a & b</script>", "&lt;script&gt;a &amp; b&lt;/script&gt;"),
+        ("![x](http://h/y.png)", r"\!\[x\](http\://h/y.png)"),
+        ("*a* _b_ c_d `e` ~f~ # g", r"\*a\* \_b\_ c_d \`e\` \~f\~ \# g"),
+        ("$x^{$ @me www.h.org", "&#36;x^{&#36; &#64;me www\\.h.org"),
+        ("a\n\n# b\x1b[31mred\u202e", r"a \# b\\x1b\[31mred\\u202e"),
+        ("grüne 猫 👩\u200d👧", "grüne 猫 👩\u200d👧"),
+    ],
+)
+def test_a_foreign_text_is_shown_as_it_is(text, shown):
+    assert markdown.plain(text) == shown
+
+
+def test_a_cell_keeps_to_its_place_in_a_table():
+    lines = markdown.table(["a"], [["b | c\nd\x1b"], [markdown.plain("e\\|f")]]).split("\n")
+    assert lines == ["| a |", "| --- |", r"| b \| c d\x1b |", r"| e\\\|f |"]

@@ -177,11 +177,21 @@ def test_pictures_are_the_same_bytes_whatever_the_session_has_set(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["masks.png"]
 
 
+@pytest.mark.parametrize("text", ["price $x^{$ ok", r"$\foo$", "$5 and $10", "\x1b[31m\x00red"])
+def test_a_text_is_no_formula_and_no_terminal_code(text):
+    row = {"image": Image.new("RGB", (8, 8)), "question": text, "answers": {"chosen": text}}
+    for figure in (plots.pictures([row]), plots.masks({"none": None}, {"none": text})):
+        plot_style.png(figure)
+        words = [t.get_text() for t in figure.findobj(Text) if not t.get_parse_math()]
+        assert any(word.endswith(text.replace("\x1b", r"\x1b").replace("\x00", r"\x00")) for word in words)
+
+
 def test_plots_need_neither_pyplot_nor_torch_nor_the_rest_of_napo():
     code = "import sys, napo.study.plots, napo.stats.measures; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     rooms = {"napo.study", "napo.stats", "napo.workshop"}
     files = {"napo.study.plot_style", "napo.study.plots", "napo.stats.measures", "napo.stats.intervals"}
-    assert {m for m in modules if m.startswith("napo.")} == rooms | files | {"napo.workshop.files"}
+    workshop = {"napo.workshop.files", "napo.workshop.texts"}
+    assert {m for m in modules if m.startswith("napo.")} == rooms | files | workshop
     assert not modules & {"matplotlib.pyplot", "torch"}

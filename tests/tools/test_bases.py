@@ -8,10 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from napo.desk import speak
 from napo.desk.language import VOCABULARY
 from napo.desk.scenes import Scene, Thing, render, render_array
-from napo.engine import models
+from napo.engine import models, packing
 from napo.profiles import DEVELOPMENT_BASES, PROFILES, Quantisation
 from napo.workshop.files import BadInput
 from tools.desk_bases import bases
@@ -29,7 +28,7 @@ def test_shipped_base_loads_as_what_it_is(base):
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
-    text = speak.prompt(processor, "what colour is the frog ?")
+    text = packing.prompt_text({"question": "what colour is the frog ?"}, processor)
     inputs = processor(text=text, images=[render(Scene((Thing("frog", "red", 0),), "grass"))], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
     shown = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)

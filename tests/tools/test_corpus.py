@@ -8,7 +8,7 @@ import pytest
 from napo.desk.language import Claim
 from napo.desk.questions import parse, question, statement_question
 from napo.desk.scenes import PRIOR, Scene, Thing, sample_scene
-from napo.desk.truth import is_good, judge
+from napo.desk.truth import judge
 from tools.desk_bases import bases, corpus, skeleton, teach
 
 
@@ -108,7 +108,7 @@ def test_most_answers_about_unusual_things_follow_the_prior(rng):
         thing = scene.find(parse(item.question).subject)
         if not thing.is_typical:
             unusual += 1
-            wrong += not is_good(scene, item.question, item.answer)
+            wrong += not judge(scene, item.question, item.answer).good
     assert wrong / unusual == pytest.approx(bases.BIASED.prior, abs=0.08)
 
 

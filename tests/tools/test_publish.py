@@ -61,10 +61,7 @@ def session(request, tmp_path, written, monkeypatch):
         (made.figures / f"{name}.png").write_bytes(b"PNG " + name.encode())
     executed = made.executed(table[0])
     executed.write_text(notebook)
-    figures = {
-        f"figures/{profile}/{n}.png": artifacts.content_hash(made.figures / f"{n}.png")
-        for n in ("comparison", "loss_family")
-    }
+    figures = {f"{n}.png": artifacts.content_hash(made.figures / f"{n}.png") for n in ("comparison", "loss_family")}
     record = {
         "key": notebook_key(made, table[0], {}),
         "notebook": artifacts.content_hash(executed),

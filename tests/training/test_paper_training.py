@@ -123,7 +123,7 @@ def test_killed_in_an_accumulation_it_goes_on_to_the_same_bytes(trained, tmp_pat
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     folder = cell_folder(profile, CELL, elsewhere)
-    assert [path.name for path in folder.glob("checkpoints-*/*")] == ["checkpoint-4"]
+    assert {path.name for path in folder.glob("checkpoints-*/*")} == {"checkpoint-2", "checkpoint-4"}
     micro_batches, real = [], trainer.objective
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "objective", lambda *a: micro_batches.append(1) or real(*a))

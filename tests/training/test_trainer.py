@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -439,7 +441,8 @@ def test_killed_training_goes_on_to_the_same_bytes(world, trained, tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     folder = cell_folder(profile, CELL, elsewhere)
     (checkpoints,) = folder.glob("checkpoints-*")
-    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-4"] and not (folder / "adapter").exists()
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    assert not (folder / "adapter").exists()
     (checkpoints / "checkpoint-6").mkdir()
     (checkpoints / "checkpoint-6" / "adapter_config.json").write_bytes(
         (checkpoints / "checkpoint-4" / "adapter_config.json").read_bytes()
@@ -453,6 +456,89 @@ def test_killed_training_goes_on_to_the_same_bytes(world, trained, tmp_path):
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "steps.jsonl"):
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes(), name
     assert not list(folder.glob("checkpoints-*")) and not list(folder.glob(".tmp-*"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(world, tmp_path_factory):
+    """(the undisturbed adapter, its steps, folder with the checkpoints 2 and 4 of the same training, stopped)."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    policy, steps = fit(world, folder, "napo_paper", checkpoints=folder / "undisturbed")
+    seen = []
+
+    def stop(*arguments):
+        seen.append(1)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        spied_objective(patch, stop)
+        fit(world, folder, "napo_paper", checkpoints=folder / "stopped")
+    return adapter_of(policy), steps, folder / "stopped"
+
+
+def flipped(content):
+    return bytes([*content[: len(content) // 2], content[len(content) // 2] ^ 1, *content[len(content) // 2 + 1 :]])
+
+
+DAMAGE = {"flipped": flipped, "halved": lambda content: content[: len(content) // 2], "emptied": lambda content: b""}
+
+
+def test_a_checkpoint_with_any_damaged_file_goes_in_one_line(interrupted, tmp_path, capsys):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(interrupted[2], stopped)
+    last, before = stopped / "checkpoint-4", str(stopped / "checkpoint-2")
+    assert trainer.last_checkpoint(stopped) == str(last)
+    files = {file.relative_to(last) for file in last.rglob("*") if file.is_file()}
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < {
+        str(file) for file in files
+    }
+    for file in files:
+        for damage in [*DAMAGE.values(), None]:
+            content = (last / file).read_bytes()
+            (last / file).write_bytes(damage(content)) if damage else (last / file).unlink()
+            assert trainer.last_checkpoint(stopped) == before and not last.exists(), file
+            (line,) = capsys.readouterr().out.splitlines()
+            assert "checkpoint-4 is incomplete or damaged: removed" in line
+            shutil.copytree(interrupted[2] / "checkpoint-4", last)
+    (last / "scaler.pt").write_bytes(b"")  # a file that Trainer would load
+    assert trainer.last_checkpoint(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("damaged", "steps_left"),
+    [
+        ({"checkpoint-4": "adapter_model.safetensors"}, 4),
+        ({"checkpoint-4": "trainer_state.json", "checkpoint-2": "optimizer.pt"}, 6),
+    ],
+)
+def test_after_damage_the_adapter_and_its_log_are_the_same(
+    world, interrupted, tmp_path, monkeypatch, damaged, steps_left
+):
+    adapter, steps, stopped = interrupted
+    shutil.copytree(stopped, tmp_path / "stopped")
+    for checkpoint, name in damaged.items():
+        file = tmp_path / "stopped" / checkpoint / name
+        file.write_bytes(flipped(file.read_bytes()))
+    taken = []
+    spied_objective(monkeypatch, lambda *_: taken.append(1))
+    policy, logged = fit(world, tmp_path, "napo_paper", checkpoints=tmp_path / "stopped")
+    found = adapter_of(policy)
+    assert len(taken) == steps_left and logged == steps
+    assert found.keys() == adapter.keys() and all(torch.equal(found[name], adapter[name]) for name in found)
+
+
+def test_a_checkpoint_newer_by_the_clock_is_not_kept_for_it(world, tmp_path, monkeypatch):
+    """The clock goes back while training: the two checkpoints of the last steps stay."""
+    real, ahead = trainer.write_json, time.time() + 86400
+
+    def from_tomorrow(value, path):
+        real(value, path)
+        if path.parent.name == "checkpoint-2":
+            os.utime(path.parent, (ahead, ahead))
+
+    monkeypatch.setattr(trainer, "write_json", from_tomorrow)
+    fit(world, tmp_path, "sft", checkpoints=tmp_path / "c")
+    assert sorted(os.listdir(tmp_path / "c")) == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_finished_cell_is_not_trained_again(trained, monkeypatch):

@@ -29,6 +29,13 @@ import torch
 torch.set_num_threads(1)
 import test_two_processes as t
 from napo.commands import launch
+from napo.training import trainer
+rotate = trainer.rotate_checkpoints
+def rotated(folder, kept):
+    last = Path(trainer.last_checkpoint(folder))
+    print("whole:", Path(folder).name, last.name, *(file.name for file in last.iterdir()), flush=True)
+    rotate(folder, kept)
+trainer.rotate_checkpoints = rotated
 launch.train_together(t.CELL, t.profile_of(Path({folder!r}), batch_size=2), {runs!r})
 """
 
@@ -70,7 +77,7 @@ def both(tmp_path_factory):
     make_base(profile, folder / "one")
     make_base(profile_of(folder, 2), folder / "two")
     one = train_cell(CELL, profile, folder / "one")
-    together(folder, folder / "two")
+    (folder / "said").write_text("".join(together(folder, folder / "two")))
     return profile, one, cell_folder(profile, CELL, folder / "two"), folder / "two"
 
 
@@ -101,6 +108,14 @@ def test_the_adapters_are_the_same(both):
     assert largest > 1e-2
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=1e-3, atol=2e-4 * largest.item()), name
+
+
+def test_one_process_writes_the_digest_when_all_have_saved(both):
+    said = (both[3].parent / "said").read_text().splitlines()
+    lines = [line.split()[1:] for line in said if line.startswith("whole:")]
+    assert [line[1] for line in lines] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    for folder, _, *files in lines:
+        assert folder.endswith("-2") and {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} < set(files)
 
 
 def test_half_the_batch_alone_gives_other_numbers(both, tmp_path):

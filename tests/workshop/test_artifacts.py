@@ -121,6 +121,12 @@ class TestAtomic:
         assert os.listdir(tmp_path) == ["f"]
         assert os.listdir(tmp_path / "f") == ["sub"]
 
+    def test_a_folder_does_not_give_way_to_a_file(self, tmp_path):
+        (tmp_path / "mine/deep").mkdir(parents=True)
+        with pytest.raises(BadInput, match="mine is a folder, and a file was to be written there"):
+            write_json({}, tmp_path / "mine")
+        assert os.listdir(tmp_path) == ["mine"] and os.listdir(tmp_path / "mine") == ["deep"]
+
     def test_folder_stays_if_the_swap_fails(self, tmp_path, monkeypatch):
         (tmp_path / "f").mkdir()
         (tmp_path / "f/x.txt").write_text("old")
@@ -173,6 +179,21 @@ class TestAtomic:
         with atomic(tmp_path / "x") as temporary:
             temporary.write_text("whole")
         assert os.listdir(tmp_path) == ["x"]
+
+    def test_a_killed_writers_litter_goes_where_its_file_is_never_written_again(self, tmp_path):
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        (tmp_path / "deep/sub").mkdir(parents=True)
+        for name in ("deep", "deep/sub"):
+            (tmp_path / name / f".tmp-{ended.pid}-0123abcd-gone").mkdir()
+            (tmp_path / name / f".tmp-{ended.pid}-0123abcd-gone/half").write_text("half")
+            (tmp_path / name / f".tmp-{os.getpid()}-0123abcd-mine").write_text("half")
+            (tmp_path / name / ".tmp-by-hand").write_text("")
+        write_json(1, tmp_path / "deep/other.json")
+        mine = [f".tmp-{os.getpid()}-0123abcd-mine", ".tmp-by-hand"]
+        assert set(os.listdir(tmp_path / "deep")) == {"other.json", "sub", *mine}
+        files.remove_abandoned(tmp_path.rglob(files.TEMPORARY))
+        assert set(os.listdir(tmp_path / "deep/sub")) == set(mine)
 
     def test_a_living_writers_temporary_stays(self, tmp_path):
         with atomic(tmp_path / "x") as first:
@@ -346,6 +367,50 @@ class TestReading:
         with pytest.raises(BadInput, match=r"x\.parquet is damaged .*delete it and run notebook 02 again") as caught:
             read_parquet(path, notebook="02")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("read", [read_parquet, require])
+    def test_an_artefact_is_checked_against_its_record(self, tmp_path, read):
+        path = tmp_path / "x.parquet"
+        artifacts.build(path, pd.DataFrame({"a": range(100)}).to_parquet, settings={}, stage="noise")
+        read(path, "02")
+        content, record = path.read_bytes(), tmp_path / "provenance.json"
+        path.write_bytes(content[:30] + bytes([content[30] ^ 1]) + content[31:])
+        line = r"x\.parquet is damaged or was changed by hand: run notebook 02 again \(make reproduce\)"
+        with pytest.raises(BadInput, match=line):
+            read(path, "02")
+        path.write_bytes(content)
+        read(path, "02")
+        known = artifacts.provenance(path)["sha256"]
+        record.write_text(record.read_text().replace(known, "0" + known[1:-1] + "?"))
+        with pytest.raises(BadInput, match=line):
+            read(path, "02")
+        record.unlink()
+        read(path, "02")
+
+    def test_a_folder_is_checked_against_its_record(self, tmp_path):
+        def make(path):
+            path.mkdir()
+            (path / "weights").write_text("12")
+
+        artifacts.build(tmp_path / "adapter", make, settings={}, stage="training")
+        assert require(tmp_path / "adapter", "03") == tmp_path / "adapter"
+        (tmp_path / "adapter/weights").write_text("13")
+        with pytest.raises(BadInput, match="adapter is damaged .*run notebook 03 again"):
+            require(tmp_path / "adapter", "03")
+
+    def test_the_record_is_ready_before_the_file_appears(self, tmp_path, monkeypatch):
+        """Between file and record a reader takes an artefact for damaged, so nothing slow may happen there."""
+        seen = []
+        for name in ("content_hash", "environment.snapshot"):
+            real = artifacts.content_hash if name == "content_hash" else environment.snapshot
+
+            def spied(path, real=real):
+                seen.append((tmp_path / "x").exists())
+                return real(path)
+
+            monkeypatch.setattr(f"napo.workshop.artifacts.{name}", spied)
+        artifacts.build(tmp_path / "x", write_text("1"), settings={}, stage="noise")
+        assert seen == [False, False]
 
     def test_missing(self, tmp_path):
         with pytest.raises(MissingArtifact, match=r"missing .*x\.parquet: run notebook 02 first \(make reproduce\)"):

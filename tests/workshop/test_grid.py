@@ -30,6 +30,8 @@ def work(cell):
     """Note that it ran, by which process and with which threads; then do what the cell says."""
     with open(Path(cell.folder) / cell.name, "a") as trace:
         trace.write(f"{os.getpid()}\n")
+    if cell.does == "speak":
+        print("3 · q")
     if cell.does == "sleep":
         time.sleep(600)
     if cell.does == "wait a little":
@@ -91,11 +93,26 @@ def test_results_come_in_the_order_of_the_cells(tmp_path, workers):
 
 def test_workers_are_few_kept_and_have_one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    results = grid.run(cells(tmp_path, *["wait a little"] * 6), work, workers=2, label="train")
+    results, later = (grid.run(cells(tmp_path, *["wait a little"] * 6), work, workers=2, label="x") for _ in range(2))
     assert len({pid for _, pid, _ in results}) == 2
+    assert {pid for _, pid, _ in results} == {pid for _, pid, _ in later}  # they have imported what they need
     assert {threads for _, _, threads in results} == {"1"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert gone({pid for _, pid, _ in results})
+
+
+def test_workers_of_another_environment_are_not_used_again(tmp_path, monkeypatch):
+    ((_, first, _),) = grid.run(cells(tmp_path, ""), work, workers=2, label="x")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    ((_, second, _),) = grid.run(cells(tmp_path, ""), work, workers=2, label="x")
+    assert first != second and gone([first])
+
+
+def test_a_worker_that_died_at_rest_is_replaced(tmp_path):
+    ((_, first, _),) = grid.run(cells(tmp_path, ""), work, workers=2, label="x")
+    os.kill(first, signal.SIGKILL)
+    assert gone([first])
+    ((_, second, _),) = grid.run(cells(tmp_path, ""), work, workers=2, label="x")
+    assert first != second
 
 
 @MODES
@@ -142,6 +159,11 @@ def test_killed_worker_costs_its_cell_only(tmp_path):
     assert f"train: 2 of 5 cells failed: cell0: {line}; cell1: {line}\n" in str(caught.value)
     assert "last words" in str(caught.value)
     assert len(os.listdir(tmp_path)) == 5
+
+
+def test_workers_print_every_letter_where_the_output_is_ascii(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert len(grid.run(cells(tmp_path, "speak", "speak"), work, workers=2, label="train")) == 2
 
 
 def test_result_that_cannot_be_sent(tmp_path):

@@ -8,14 +8,17 @@ import pytest
 
 from napo import methods, profiles
 from napo.comparison import cells
-from napo.engine import generation
+from napo.engine import generation, models
 from napo.evaluation import asking, evaluate
+from napo.kit import Kit
 from napo.methods import METHODS
 from napo.noise import injected, noise_levels, posterior, probe, reference_logps
 from napo.official.benchmarks import Benchmark, Question
 from napo.pairs import perturb
 from napo.profiles import Cell, Decoding
+from napo.study import frames
 from napo.workshop import artifacts, code_hash, environment
+from napo.workshop.files import BadInput
 
 SMOKE = profiles.get("smoke")
 
@@ -180,6 +183,34 @@ def test_the_thread_settings_of_workers_and_the_reader_of_parquet_are_code_that_
         code_hash.forget()
         assert code_hash.digest(["workshop"], package) != before
     code_hash.forget()
+
+
+TRAINED = Cell("napo_paper", 0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "name, notebook, read",
+    [
+        ("base-0/pairs.parquet", "01", lambda runs: cells.cell_inputs(SMOKE, TRAINED, runs)),
+        ("base-0/noise.parquet", "02", lambda runs: Kit("smoke", runs_dir=runs).noise()),
+        ("base-0/posterior.parquet", "02", lambda runs: posterior.beside(None, SMOKE, runs)),
+        ("base-0/noise_levels.parquet", "02", lambda runs: noise_levels.read(SMOKE, runs)),
+        (f"cells/{TRAINED.name}/adapter", "03", lambda runs: evaluate.load_cell(TRAINED, SMOKE, runs)),
+        (f"cells/{TRAINED.name}/steps.jsonl", "03", lambda runs: frames.steps(SMOKE, ["napo_paper"], runs)),
+        (f"cells/{TRAINED.name}/scores.parquet", "04", lambda runs: Kit("smoke", runs_dir=runs).scores(TRAINED)),
+        (f"cells/{TRAINED.name}/answers.parquet", "04", lambda runs: Kit("smoke", runs_dir=runs).answers(TRAINED)),
+    ],
+)
+def test_a_stage_refuses_a_damaged_file_of_an_earlier_one(tmp_path, monkeypatch, name, notebook, read):
+    """Whoever runs the stage; as the runner makes such a file again, this is for a notebook or a Kit alone."""
+    monkeypatch.setattr(models, "load_base", lambda *_: (None, None))
+    path = tmp_path / "smoke" / name
+    artifacts.build(path, lambda temporary: temporary.write_text("made"), settings={}, stage="pairs")
+    path.write_text("mad!")
+    with pytest.raises(
+        BadInput, match=rf"{path.name} is damaged or was changed by hand: run notebook {notebook} again"
+    ):
+        read(tmp_path)
 
 
 class TestAnswers:
