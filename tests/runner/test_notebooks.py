@@ -13,6 +13,7 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+import smoke_run
 from photographs import write_upstream
 from tiny_models import save_tiny_llava
 
@@ -92,7 +93,8 @@ def test_each_ends_with_an_assertion_and_leads_to_the_next(root):
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_that_the_makefile_passes_exist(root, name):
     makefile = (root / "Makefile").read_text()
-    passed = set(re.findall(r'-p "(\w+)=', makefile))
+    options = re.findall(r'--([\w-]+)="\$\$NAPO_|-p "(\w+)=', makefile[makefile.index("OVERRIDES") :])
+    passed = {(option or parameter).replace("-", "_") for option, parameter in options}
     assert passed.issuperset(PASSED_ON)
     declared = declared_parameters(root / "notebooks" / f"{name}.ipynb")
     assert declared["profile"] == "desk" and declared["runs_dir"] == "runs"
@@ -169,9 +171,8 @@ def test_pictures_in_prose_are_in_git(root):
 
 @pytest.fixture(scope="module")
 def smoke(root, tmp_path_factory):
-    """A run of all six notebooks at smoke size, in a folder of its own."""
-    runs = tmp_path_factory.mktemp("smoke") / "runs"
-    return runs, run(root, "--profile", "smoke", "--runs-dir", runs)
+    """(folder of the runs, finished process) of the one smoke run of the suite."""
+    return smoke_run.finished(root, tmp_path_factory)
 
 
 def test_smoke_runs_every_notebook(smoke):
